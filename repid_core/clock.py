@@ -1,0 +1,73 @@
+"""The time that core and in-process brokers go by."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+
+class Timer(Protocol):
+    """A callback that waits for its time."""
+
+    def cancel(self) -> None:
+        """Take the callback back; nothing happens if it has run."""
+
+
+class Clock(ABC):
+    """Tells the time and wakes at a time. A connection gives its clock to its brokers."""
+
+    @abstractmethod
+    def now(self) -> datetime:
+        """The time, aware and in UTC."""
+
+    @abstractmethod
+    def call_at(self, when: datetime, callback: Callable[[], object]) -> Timer:
+        """Call `callback` on the running loop once, at `when` or soon after it; never from inside this call."""
+
+    async def sleep(self, delay: timedelta) -> None:
+        """Wait for `delay`; a delay of zero or less gives other tasks a turn."""
+        woken = asyncio.get_running_loop().create_future()
+        timer = self.call_at(self.now() + delay, lambda: None if woken.done() else woken.set_result(None))
+        try:
+            await woken
+        finally:
+            timer.cancel()
+
+
+class SystemClock(Clock):
+    """The machine's clock. A step of the system time moves deadlines with it, at most a minute late."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def call_at(self, when: datetime, callback: Callable[[], object]) -> Timer:
+        return _SystemTimer(self, when, callback)
+
+
+class _SystemTimer:
+    """Sleeps in stretches of a minute, so that it follows the wall clock and not the loop's monotonic one."""
+
+    __slots__ = ("_callback", "_clock", "_handle", "_when")
+
+    def __init__(self, clock: SystemClock, when: datetime, callback: Callable[[], object]) -> None:
+        self._clock, self._when, self._callback = clock, when, callback
+        self._arm()
+
+    def _arm(self) -> None:
+        left = (self._when - self._clock.now()).total_seconds()
+        self._handle = asyncio.get_running_loop().call_later(min(max(left, 0.0), 60.0), self._wake)
+
+    def _wake(self) -> None:
+        if self._clock.now() < self._when:
+            self._arm()
+        else:
+            self._callback()
+
+    def cancel(self) -> None:
+        self._handle.cancel()
+
+
+SYSTEM_CLOCK = SystemClock()
