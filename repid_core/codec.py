@@ -2,18 +2,21 @@
 
 A frame is a header of 16 bytes (a magic of three, the version, then three big-endian 32-bit numbers: the length of the
 fields, the length of the payload, and the CRC-32 of both), the fields as a JSON object, and the payload. Stores that
-have fields of their own may carry `message_fields` and the payload apart. `docs/reference/wire-format.md` describes it
-byte for byte.
+have headers of their own may carry `message_fields` there, and the payload as the body. `docs/reference/wire-format.md`
+describes it byte for byte.
+
+Nothing that is read is trusted: types, ranges and names are checked, so that what comes out is as a producer's own.
 """
 
 from __future__ import annotations
 
 import json
+import reprlib
 import struct
 import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from repid_core.data import (
     Bucket,
@@ -25,8 +28,12 @@ from repid_core.data import (
     Priority,
     Recurrence,
     RoutingKey,
+    check_id,
+    check_name,
 )
-from repid_core.errors import CodecError, CorruptBucketError, CorruptMessageError, NewerFormatError
+from repid_core.errors import CodecError, CorruptBucketError, CorruptMessageError, NewerFormatError, PayloadTooLargeError
+
+_T = TypeVar("_T")
 
 VERSION = 1
 
@@ -34,8 +41,27 @@ _HEADER = struct.Struct(">3sBIII")
 _MESSAGE, _BUCKET = b"RPM", b"RPB"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
-_dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_loads = json.JSONDecoder().decode
+_LONGEST, _LATEST = 1 << 42, 1 << 46  # ms: 139 years, and the year 4199, so that no sum of them overflows a datetime
+_MOST, _UINT32, _INT64 = (1 << 31) - 1, (1 << 32) - 1, (1 << 63) - 1
+_DEPTH = 32  # of fields that are not known here
+_OUTCOME = ("success", "started_when", "finished_when", "exception", "traceback")
+_PARTS = {  # what is known of nested objects
+    "retries": frozenset({"max", "tried"}),
+    "result": frozenset({"id", "ttl"}),
+    "args": frozenset({"id", "owned"}),
+    "recurrence": frozenset({"interval", "anchor", "cron", "timezone"}),
+}
+
+
+def _finite(text: str) -> float:
+    if abs(number := float(text)) < float("inf"):
+        return number
+    raise ValueError(f"{text} is no number of JSON")
+
+
+_dumps = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
+_dumps_ascii = json.JSONEncoder(separators=(",", ":")).encode
+_loads = json.JSONDecoder(parse_float=_finite, parse_constant=_finite).raw_decode
 
 
 def to_ms(time: datetime) -> int:
@@ -45,96 +71,142 @@ def to_ms(time: datetime) -> int:
 
 def from_ms(ms: int) -> datetime:
     """The aware UTC time of `to_ms`."""
-    return _EPOCH + timedelta(milliseconds=ms)
+    return _EPOCH + ms * _MILLISECOND
 
 
-def _span(duration: timedelta | None) -> int | None:
-    return None if duration is None else duration // _MILLISECOND
-
-
-def _from_span(ms: int | None) -> timedelta | None:
-    return None if ms is None else timedelta(milliseconds=ms)
+def _to_span(duration: timedelta | None) -> int | None:
+    return None if duration is None else -(-duration // _MILLISECOND)
 
 
 def message_fields(envelope: Envelope) -> dict[str, Any]:
     """All of a message but its payload and the format's version, as JSON-able fields; those with nothing to say are left out."""
-    key, parameters = envelope.key, envelope.parameters
+    key, parameters, recurrence = envelope.key, envelope.parameters, envelope.parameters.recurrence
     fields: dict[str, Any] = {
-        **envelope.extra,
         "id": key.id_,
         "topic": key.topic,
         "queue": key.queue,
         "priority": int(key.priority),
         "content_type": envelope.content_type,
         "timestamp": to_ms(parameters.timestamp),
-        "timeout": _span(parameters.timeout),
+        "timeout": _to_span(parameters.timeout),
+        "retries": {"max": parameters.retries, "tried": parameters.tried} if parameters.retries or parameters.tried else None,
+        "result": parameters.result_id and {"id": parameters.result_id, "ttl": _to_span(parameters.result_ttl)},
+        "args": envelope.args_id and {"id": envelope.args_id, "owned": envelope.args_owned},
+        "ttl": _to_span(parameters.ttl),
+        "due": envelope.due and to_ms(envelope.due),
+        "expires_at": envelope.expires_at and to_ms(envelope.expires_at),
+        "recurrence": recurrence and _recurrence_fields(recurrence),
+        "headers": dict(envelope.headers) or None,
     }
-    if parameters.retries or parameters.tried:
-        fields["retries"] = {"max": parameters.retries, "tried": parameters.tried}
-    if parameters.result_id is not None:
-        fields["result"] = {"id": parameters.result_id, "ttl": _span(parameters.result_ttl)}
-    if envelope.args_id is not None:
-        fields["args"] = {"id": envelope.args_id, "owned": envelope.args_owned}
-    if parameters.ttl is not None:
-        fields["ttl"] = _span(parameters.ttl)
-    if envelope.due is not None:
-        fields["due"] = to_ms(envelope.due)
-    if envelope.expires_at is not None:
-        fields["expires_at"] = to_ms(envelope.expires_at)
-    if (recurrence := parameters.recurrence) is not None:
-        if recurrence.cron is None:
-            fields["recurrence"] = {"interval": _span(recurrence.interval), "anchor": to_ms(recurrence.anchor)}
-        else:
-            fields["recurrence"] = {"cron": recurrence.cron, "timezone": recurrence.timezone}
-    if envelope.headers:
-        fields["headers"] = dict(envelope.headers)
+    fields = {name: value for name, value in fields.items() if value is not None}
+    for name, value in envelope.extra.items():
+        if name not in _PARTS:
+            fields.setdefault(name, value)
+        elif name in fields:
+            fields[name] = {**value, **fields[name]}
     return fields
 
 
+def _recurrence_fields(recurrence: Recurrence) -> dict[str, Any]:
+    if recurrence.cron is None:
+        return {"interval": _to_span(recurrence.interval), "anchor": to_ms(recurrence.anchor)}
+    return {"cron": recurrence.cron, "timezone": recurrence.timezone}
+
+
 def envelope_from_fields(fields: Mapping[str, Any], payload: bytes) -> Envelope:
-    """The message of `message_fields`; unknown fields go to `extra`.
+    """The message of `message_fields`; fields that this version does not know go to `extra`.
 
     Raises:
-        CorruptMessageError: A field is missing or has the wrong type; names it.
+        CorruptMessageError: A field is missing or not valid; names it.
     """
     rest = dict(fields)
+    take = rest.pop
     try:
-        retries = rest.pop("retries", None) or {"max": 0, "tried": 0}
-        result = rest.pop("result", None)
-        args = rest.pop("args", None)
-        recurrence = rest.pop("recurrence", None)
-        due, expires_at = rest.pop("due", None), rest.pop("expires_at", None)
-        return Envelope(
-            key=RoutingKey(rest.pop("id"), rest.pop("topic"), rest.pop("queue"), Priority(rest.pop("priority"))),
-            parameters=Parameters(
-                timestamp=from_ms(rest.pop("timestamp")),
-                timeout=timedelta(milliseconds=rest.pop("timeout")),
-                retries=retries["max"],
-                tried=retries["tried"],
-                result_id=result and result["id"],
-                result_ttl=result and _from_span(result["ttl"]),
-                ttl=_from_span(rest.pop("ttl", None)),
-                recurrence=recurrence and _recurrence(recurrence),
+        retries, result, args = _part(rest, "retries"), _part(rest, "result"), _part(rest, "args")
+        recurrence = _part(rest, "recurrence")
+        headers = _typed(take("headers", {}), "headers", dict)
+        for name in headers:
+            _typed(headers[name], f"headers.{name}", str)
+        envelope = Envelope(
+            RoutingKey(
+                check_id(take("id", None)),
+                check_name(take("topic", None), "topic"),
+                check_name(take("queue", None), "queue"),
+                Priority(_number(take("priority", None), "priority")),
             ),
-            payload=payload,
-            content_type=rest.pop("content_type"),
-            args_id=args and args["id"],
-            args_owned=bool(args and args["owned"]),
-            due=None if due is None else from_ms(due),
-            expires_at=None if expires_at is None else from_ms(expires_at),
-            headers=rest.pop("headers", None) or {},
+            Parameters(
+                _time(take("timestamp", None), "timestamp"),
+                _span(take("timeout", None), "timeout"),
+                0 if retries is None else _number(retries.get("max"), "retries.max"),
+                0 if retries is None else _number(retries.get("tried"), "retries.tried"),
+                None if result is None else check_id(result.get("id"), "result.id"),
+                None if result is None or (ttl := result.get("ttl")) is None else _span(ttl, "result.ttl"),
+                None if (ttl := take("ttl", None)) is None else _span(ttl, "ttl"),
+                None if recurrence is None else _recurrence(**recurrence),
+            ),
+            payload,
+            _typed(take("content_type", None), "content_type", str),
+            None if args is None else check_id(args.get("id"), "args.id"),
+            False if args is None else _typed(args.get("owned"), "args.owned", bool),
+            None if (due := take("due", None)) is None else _time(due, "due"),
+            None if (expires_at := take("expires_at", None)) is None else _time(expires_at, "expires_at"),
+            headers,
             extra=rest,
         )
-    except KeyError as error:
-        raise CorruptMessageError(f"the message has no field {error}: repid did not write it") from error
-    except (TypeError, ValueError, OverflowError) as error:
-        raise CorruptMessageError(f"a field of the message is not valid ({error}): repid did not write it") from error
+        if rest:
+            _check_depth(rest, _DEPTH)
+    except (ValueError, RecursionError) as error:
+        raise CorruptMessageError(f"the message has a field that is not valid: {error}") from error
+    return envelope
 
 
-def _recurrence(fields: Mapping[str, Any]) -> Recurrence:
-    if "cron" in fields:
-        return Recurrence(cron=fields["cron"], timezone=fields["timezone"])
-    return Recurrence(interval=timedelta(milliseconds=fields["interval"]), anchor=from_ms(fields["anchor"]))
+def _part(rest: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Take what is known of a nested object out of `rest`, and leave there what is not."""
+    part: dict[str, Any] | None = rest.pop(name, None)
+    if part is None:
+        return None
+    known = _PARTS[name]
+    if _typed(part, name, dict).keys() <= known:
+        return part
+    rest[name] = {key: value for key, value in part.items() if key not in known}
+    return {key: value for key, value in part.items() if key in known}
+
+
+def _recurrence(interval: Any = None, anchor: Any = None, cron: Any = None, timezone: Any = None) -> Recurrence:
+    if cron is None:
+        return Recurrence(_span(interval, "recurrence.interval"), anchor=_time(anchor, "recurrence.anchor"))
+    if interval is not None:
+        raise ValueError("recurrence has both an interval and a cron line")
+    zone = None if timezone is None else _typed(timezone, "recurrence.timezone", str)
+    return Recurrence(cron=_typed(cron, "recurrence.cron", str), timezone=zone)
+
+
+def _typed(value: Any, name: str, kind: type[_T]) -> _T:
+    if type(value) is kind:
+        return value
+    raise ValueError(f"{name} is {reprlib.repr(value)}")
+
+
+def _number(value: Any, name: str, least: int = 0, most: int = _MOST) -> int:
+    if type(value) is int and least <= value <= most:  # bool, an int to isinstance, is none
+        return value
+    raise ValueError(f"{name} is {reprlib.repr(value)}")
+
+
+def _span(ms: Any, name: str) -> timedelta:
+    return _number(ms, name, 1, _LONGEST) * _MILLISECOND
+
+
+def _time(ms: Any, name: str) -> datetime:
+    return _EPOCH + _number(ms, name, -_LATEST, _LATEST) * _MILLISECOND
+
+
+def _check_depth(value: object, levels: int) -> None:
+    """Refuse what is nested so deep that encoding it again might overflow the stack."""
+    if not levels:
+        raise ValueError(f"unknown fields are nested more than {_DEPTH} deep")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(item, levels - 1)
 
 
 def encode_envelope(envelope: Envelope) -> bytes:
@@ -149,7 +221,7 @@ def decode_envelope(data: bytes) -> Envelope:
         CorruptMessageError: It is truncated or foreign.
         NewerFormatError: A newer repid wrote it.
     """
-    return envelope_from_fields(*_unframe(_MESSAGE, "message", data, CorruptMessageError))
+    return envelope_from_fields(*_unframe(_MESSAGE, "the message", data, CorruptMessageError))
 
 
 def death_fields(death: Death) -> dict[str, Any]:
@@ -164,91 +236,81 @@ def death_from_fields(fields: Mapping[str, Any]) -> Death:
         CorruptMessageError: A field is missing or not valid.
     """
     try:
-        return Death(DeathReason(fields["reason"]), from_ms(fields["at"]), fields["attempts"], fields["error"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        reason, error = DeathReason(_typed(fields["reason"], "reason", str)), fields["error"]
+        text = None if error is None else _typed(error, "error", str)
+        return Death(reason, _time(fields["at"], "at"), _number(fields["attempts"], "attempts"), text)
+    except (KeyError, TypeError, ValueError) as error:
         raise CorruptMessageError(f"the record of a death is not valid ({error!r})") from error
 
 
 def encode_bucket(bucket: Bucket) -> bytes:
     """One bucket as one frame."""
-    fields: dict[str, Any] = {"content_type": bucket.content_type, "timestamp": to_ms(bucket.timestamp)}
-    if bucket.expires_at is not None:
-        fields["expires_at"] = to_ms(bucket.expires_at)
-    if (outcome := bucket.outcome) is not None:
-        fields["success"] = outcome.success
-        fields["started_when"], fields["finished_when"] = outcome.started_when, outcome.finished_when
-        if outcome.exception is not None:
-            fields["exception"] = outcome.exception
-        if outcome.traceback is not None:
-            fields["traceback"] = outcome.traceback
-    return _frame(_BUCKET, fields, bucket.payload)
+    outcome = bucket.outcome
+    fields: dict[str, Any] = {
+        "content_type": bucket.content_type,
+        "timestamp": to_ms(bucket.timestamp),
+        "expires_at": bucket.expires_at and to_ms(bucket.expires_at),
+    }
+    if outcome is not None:
+        fields |= {name: getattr(outcome, name) for name in _OUTCOME}
+    return _frame(_BUCKET, {name: value for name, value in fields.items() if value is not None}, bucket.payload)
 
 
 def decode_bucket(data: bytes, id_: str, store: object) -> Bucket:
-    """The bucket of a frame.
-
-    Args:
-        data: What the store gave.
-        id_: The bucket's id, for the error.
-        store: The broker, for the error.
+    """The bucket of a frame; errors name `id_` and `store`, the broker that gave it.
 
     Raises:
-        CorruptBucketError: It is truncated or foreign; names id and store.
-        NewerFormatError: A newer repid wrote it; names id and store.
+        CorruptBucketError: It is truncated or foreign.
+        NewerFormatError: A newer repid wrote it.
     """
     where = f"bucket {id_!r} in {type(store).__name__}"
     fields, payload = _unframe(_BUCKET, where, data, CorruptBucketError)
+    get = fields.get
     try:
         outcome = None
         if "success" in fields:
-            outcome = Outcome(
-                fields["success"],
-                fields["started_when"],
-                fields["finished_when"],
-                fields.get("exception"),
-                fields.get("traceback"),
-            )
-        expires_at = fields.get("expires_at")
-        return Bucket(
-            payload,
-            fields["content_type"],
-            from_ms(fields["timestamp"]),
-            None if expires_at is None else from_ms(expires_at),
-            outcome,
-        )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CorruptBucketError(f"{where} lacks a field or has a wrong one ({error!r})") from error
+            started, finished = (_number(get(name), name, -_INT64, _INT64) for name in _OUTCOME[1:3])
+            texts = (None if (text := get(name)) is None else _typed(text, name, str) for name in _OUTCOME[3:])
+            outcome = Outcome(_typed(fields["success"], "success", bool), started, finished, *texts)
+        expires_at = None if (ms := get("expires_at")) is None else _time(ms, "expires_at")
+        content_type = _typed(get("content_type"), "content_type", str)
+        return Bucket(payload, content_type, _time(get("timestamp"), "timestamp"), expires_at, outcome)
+    except ValueError as error:
+        raise CorruptBucketError(f"{where} has a field that is not valid: {error}") from error
 
 
 def _frame(magic: bytes, fields: Mapping[str, Any], payload: bytes) -> bytes:
-    head = _dumps(fields).encode()
+    try:
+        head = _dumps(fields).encode()
+    except UnicodeEncodeError:  # lone surrogates, as in a traceback with an undecodable file name, travel escaped
+        head = _dumps_ascii(fields).encode()
+    if (size := len(head) + len(payload)) > _UINT32:
+        raise PayloadTooLargeError(size, _UINT32, "a frame holds no more")
     crc = zlib.crc32(payload, zlib.crc32(head))
     return b"".join((_HEADER.pack(magic, VERSION, len(head), len(payload), crc), head, payload))
 
 
 def _unframe(
-    magic: bytes,
-    where: str,
-    data: bytes,
-    corrupt: type[CodecError] | type[CorruptBucketError],
+    magic: bytes, where: str, data: bytes, corrupt: type[CodecError | CorruptBucketError]
 ) -> tuple[dict[str, Any], bytes]:
-    if len(data) < _HEADER.size:
-        raise corrupt(f"{where} is not in repid's format: it has {len(data)} bytes, too few for a header")
-    found, version, head_size, payload_size, crc = _HEADER.unpack_from(data)
-    if found != magic or version == 0:
+    if data[:3] != magic or len(data) < 4 or data[3] == 0:
         raise corrupt(f"{where} is not in repid's format: it begins with {data[:4]!r}")
-    if version > VERSION:
+    if data[3] > VERSION:
         raise NewerFormatError(
-            f"{where} is in format {version}, and this repid-core reads up to {VERSION}: upgrade it here. The data is kept.",
+            f"{where} is in format {data[3]}, and this repid-core reads up to {VERSION}: upgrade it here. The data is kept.",
         )
+    if len(data) < _HEADER.size:
+        raise corrupt(f"{where} is damaged: it has {len(data)} bytes, too few for a header")
+    _, _, head_size, payload_size, crc = _HEADER.unpack_from(data)
     start = _HEADER.size + head_size
-    if len(data) != start + payload_size or zlib.crc32(data[_HEADER.size :]) != crc:
+    head, payload = data[_HEADER.size : start], data[start:]
+    if len(head) != head_size or len(payload) != payload_size or zlib.crc32(payload, zlib.crc32(head)) != crc:
         raise corrupt(f"{where} is damaged: its length or checksum is wrong")
     try:
-        fields = _loads(str(data[_HEADER.size : start], "utf-8"))
-    except ValueError as error:
+        text = str(head, "utf-8")
+        fields, end = _loads(text)
+    except (ValueError, RecursionError) as error:
         raise corrupt(f"{where} is damaged: its fields are not JSON ({error})") from error
-    if not isinstance(fields, dict):
+    if not isinstance(fields, dict) or end != len(text):
         raise corrupt(f"{where} is damaged: its fields are no JSON object")
-    return fields, data[start:]
-
+    return fields, payload

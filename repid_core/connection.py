@@ -1,0 +1,269 @@
+"""The combination of brokers, serializer, converter and middlewares, opened and closed as one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Protocol, Self
+
+from attrs import frozen
+
+from repid_core.abc import Broker, BucketBroker, Converter, MessageBroker, Serializer
+from repid_core.clock import SYSTEM_CLOCK, Clock
+from repid_core.data import Capability, Enqueued, Envelope, Priority, Receipt
+from repid_core.defaults import Config
+from repid_core.errors import (
+    AlreadyConnectedError,
+    EnqueueError,
+    EnqueueManyError,
+    InvalidJobError,
+    NotConnectedError,
+    PayloadTooLargeError,
+    RepidError,
+    UnsupportedFeatureError,
+    UsageError,
+    WrongEventLoopError,
+)
+from repid_core.middleware import Middlewares
+from repid_core.payload import ArgsBucket, Payloads
+from repid_core.plugins import Kind, plugins
+
+
+@frozen
+class Draft:
+    """A job that is ready to be sent: its message, and the arguments that go to a bucket first."""
+
+    envelope: Envelope
+    bucket: ArgsBucket | None = None
+
+
+class Enqueueable(Protocol):
+    """What `enqueue_many` takes: jobs."""
+
+    def draft(self, connection: Connection) -> Draft:
+        """Check and serialize; nothing is stored or sent."""
+
+
+class Connection:
+    """Brokers that work together. Making one opens nothing; `connect` does, or `async with`.
+
+    Args:
+        message_broker: Carries the messages.
+        args_bucket_broker: Holds arguments apart from the messages.
+        results_bucket_broker: Holds results. It may be the same object as the one for arguments.
+        middlewares: Objects or functions; see `repid_core.middleware`.
+        serializer: A plugin's name or an object; by default `Config.SERIALIZER`.
+        converter: A plugin's name or a class, for actors that name none; by default `Config.CONVERTER`.
+        args_bucket_threshold: Serialized arguments of at least as many bytes go to the args bucket broker, if there is one.
+        clock: The time that core and in-process brokers go by.
+    """
+
+    def __init__(
+        self,
+        message_broker: MessageBroker,
+        args_bucket_broker: BucketBroker | None = None,
+        results_bucket_broker: BucketBroker | None = None,
+        *,
+        middlewares: Sequence[Any] = (),
+        serializer: str | Serializer | None = None,
+        converter: str | type[Converter] | None = None,
+        args_bucket_threshold: int = 0,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        _expect("message_broker", message_broker, MessageBroker)
+        _expect("args_bucket_broker", args_bucket_broker, BucketBroker | None)
+        _expect("results_bucket_broker", results_bucket_broker, BucketBroker | None)
+        _expect("args_bucket_threshold", args_bucket_threshold, int)
+        self.message_broker = message_broker
+        self.args_bucket_broker = args_bucket_broker
+        self.results_bucket_broker = results_bucket_broker
+        self.middleware = Middlewares(middlewares)
+        self.args_bucket_threshold = args_bucket_threshold
+        self.clock = clock
+        self.converter: type[Converter] = _chosen(Kind.CONVERTER, converter, Config.CONVERTER)
+        self.payloads = Payloads(
+            _chosen(Kind.SERIALIZER, serializer, Config.SERIALIZER),
+            args_bucket_broker,
+            results_bucket_broker,
+            self.middleware,
+            clock,
+        )
+        self._opened: tuple[asyncio.AbstractEventLoop, int] | None = None
+        self._stack = AsyncExitStack()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is connected."""
+        return self._opened is not None
+
+    async def connect(self) -> None:
+        """Open the brokers. If one fails, those that were opened are closed again.
+
+        Raises:
+            AlreadyConnectedError: It is open.
+            BrokerConnectionError: The message broker could not be reached.
+            BucketConnectionError: A bucket store could not be reached.
+        """
+        if self._opened is not None:
+            raise AlreadyConnectedError
+        self._opened = asyncio.get_running_loop(), os.getpid()
+        try:
+            async with AsyncExitStack() as stack:
+                for broker in self._brokers():
+                    broker.clock = self.clock
+                    await broker.connect()
+                    stack.push_async_callback(broker.disconnect)
+                self._stack = stack.pop_all()
+        except BaseException:
+            self._opened = None
+            raise
+
+    async def disconnect(self) -> None:
+        """Close the brokers, the message broker last. Idempotent; `connect` may follow.
+
+        Every broker is closed, even if one fails or the call is cancelled; the first error is raised then.
+        """
+        if self._opened is None:
+            return
+        self.check()
+        self._opened = None
+        closing = asyncio.ensure_future(self._stack.aclose())
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await closing
+            raise
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.disconnect()
+
+    def check(self) -> None:
+        """Raise `NotConnectedError` or `WrongEventLoopError` unless it can be used here."""
+        if self._opened is None:
+            raise NotConnectedError
+        loop, pid = self._opened
+        if loop is not asyncio.get_running_loop() or pid != os.getpid():
+            raise WrongEventLoopError
+
+    async def enqueue(self, job: Enqueueable) -> Receipt:
+        """Enqueue one job; see `Job.enqueue`."""
+        self.check()
+        draft = job.draft(self)
+        if draft.bucket is None and not self.middleware.watches_enqueue:
+            outcome: Enqueued | EnqueueError = await self.message_broker.enqueue(draft.envelope)
+        else:
+            [outcome] = await self._send([draft])
+        if isinstance(outcome, EnqueueError):
+            raise outcome
+        return Receipt(draft.envelope.key.id_, outcome)
+
+    async def enqueue_many(self, jobs: Sequence[Enqueueable]) -> list[Receipt]:
+        """Enqueue jobs in their order, in few round trips.
+
+        All are checked and serialized before anything is stored or sent.
+
+        Raises:
+            EnqueueManyError: Some were not enqueued; its `outcomes` has a receipt or an error for each.
+        """
+        self.check()
+        drafts = [job.draft(self) for job in jobs]
+        if not drafts:
+            return []
+        outcomes = [
+            outcome if isinstance(outcome, EnqueueError) else Receipt(draft.envelope.key.id_, outcome)
+            for draft, outcome in zip(drafts, await self._send(drafts), strict=True)
+        ]
+        receipts = [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
+        if len(receipts) < len(outcomes):
+            raise EnqueueManyError(outcomes)
+        return receipts
+
+    def check_envelope(self, envelope: Envelope) -> None:
+        """Raise unless the message broker can take this message.
+
+        Raises:
+            UnsupportedFeatureError: It lacks a capability that the message needs.
+            InvalidJobError: It is due later than the broker can wait.
+            PayloadTooLargeError: Its payload is over the broker's limit.
+        """
+        broker, limits = self.message_broker, self.message_broker.limits
+        parameters, capabilities = envelope.parameters, broker.capabilities
+        if (
+            envelope.due is not None or parameters.recurrence is not None or parameters.retries
+        ) and Capability.DELAY not in capabilities:
+            raise UnsupportedFeatureError(Capability.DELAY, broker, "leave out deferral, recurrence and retries")
+        if envelope.due is not None and envelope.due - self.clock.now() > limits.max_delay:
+            raise InvalidJobError(
+                f"the job is due at {envelope.due.isoformat()}, and {type(broker).__name__} holds messages "
+                f"for {limits.max_delay} at most: enqueue it later",
+            )
+        if envelope.key.priority is not Priority.MEDIUM and Capability.PRIORITY not in capabilities:
+            raise UnsupportedFeatureError(Capability.PRIORITY, broker, "leave the priority at MEDIUM")
+        if envelope.on_duplicate != "raise" and Capability.UNIQUE not in capabilities:
+            raise UnsupportedFeatureError(Capability.UNIQUE, broker, "leave on_duplicate at 'raise'")
+        if limits.max_payload is not None and len(envelope.payload) > limits.max_payload:
+            raise PayloadTooLargeError(len(envelope.payload), limits.max_payload)
+
+    async def _send(self, drafts: Sequence[Draft]) -> Sequence[Enqueued | EnqueueError]:
+        buckets = {draft.bucket.id_: draft.bucket for draft in drafts if draft.bucket is not None}
+
+        async def send(envelopes: Sequence[Envelope]) -> Sequence[Enqueued | EnqueueError]:
+            stored = [buckets[envelope.args_id] for envelope in envelopes if envelope.args_id in buckets]
+            if stored:
+                await self.payloads.store_args(stored)
+            if (emit := self.middleware.before_enqueue) is not None:
+                for envelope in envelopes:
+                    await emit(envelope=envelope, queue=envelope.key.queue)
+            try:
+                outcomes = await self._enqueue(envelopes)
+            except RepidError:  # the store could not be reached, so none of them is there
+                await self._drop_args(envelopes)
+                raise
+            await self._drop_args([envelope for envelope, outcome in zip(envelopes, outcomes, strict=True) if _refused(outcome)])
+            if (emit := self.middleware.after_enqueue) is not None:
+                for envelope, outcome in zip(envelopes, outcomes, strict=True):
+                    told = {"error": outcome} if isinstance(outcome, EnqueueError) else {"outcome": outcome}
+                    await emit(envelope=envelope, queue=envelope.key.queue, **told)
+            return outcomes
+
+        return await self.middleware.enqueue(send)([draft.envelope for draft in drafts])
+
+    async def _enqueue(self, envelopes: Sequence[Envelope]) -> Sequence[Enqueued | EnqueueError]:
+        if len(envelopes) > 1:
+            return await self.message_broker.enqueue_many(envelopes)
+        try:
+            return [await self.message_broker.enqueue(envelope) for envelope in envelopes]
+        except EnqueueError as error:
+            return [error]
+
+    async def _drop_args(self, envelopes: Sequence[Envelope]) -> None:
+        """Delete the buckets of messages that will never be run (W9)."""
+        for envelope in envelopes:
+            if envelope.args_owned and envelope.args_id is not None:
+                await self.payloads.delete_args(envelope.args_id)
+
+    def _brokers(self) -> list[Broker]:
+        brokers = (self.message_broker, self.args_bucket_broker, self.results_bucket_broker)
+        return list({id(broker): broker for broker in brokers if broker is not None}.values())
+
+
+def _refused(outcome: Enqueued | EnqueueError) -> bool:
+    if isinstance(outcome, EnqueueError):
+        return not outcome.maybe_enqueued
+    return outcome is Enqueued.KEPT
+
+
+def _expect(name: str, value: object, kind: Any) -> None:
+    if not isinstance(value, kind):
+        raise UsageError(f"Connection({name}=…) got {value!r} and wants {getattr(kind, '__name__', kind)}")
+
+
+def _chosen(kind: Kind[Any], choice: Any, default: Any) -> Any:
+    choice = default if choice is None else choice
+    return plugins().build(kind, choice) if isinstance(choice, str) else choice

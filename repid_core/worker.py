@@ -1,0 +1,405 @@
+"""Consumers, concurrency, signals and shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any
+
+from attrs import frozen
+
+from repid_core.abc import Consumer, Delivery
+from repid_core.app import current_connection
+from repid_core.connection import Connection
+from repid_core.errors import UsageError
+from repid_core.executors import Executors
+from repid_core.health import HealthCheckServer, HealthCheckServerSettings
+from repid_core.message import REJECT, envelope_of, settle
+from repid_core.processing import Ended, Processor, Route, Run
+from repid_core.router import Router, RouterDefaults
+
+logger = logging.getLogger(__name__)
+
+_CLEAN_UP = 1.0  # seconds that a cancelled actor gets before it is cancelled again, and then abandoned
+_BROKER_PAUSE = 1.0  # seconds after a consumer failed, before it is asked again
+
+
+@frozen
+class WorkerSummary:
+    """What a worker did in one `run()`.
+
+    Attributes:
+        processed: Settled deliveries: all of the following but those given back or lost.
+        succeeded: The actor returned, or acknowledged its message.
+        failed: The last attempt failed.
+        retried: A failed attempt, or one that asked for it, comes again.
+        expired: Not started within the TTL.
+        invalid: The arguments do not fit, or the message cannot be read.
+        nacked: The actor said so.
+        rejected: Given back.
+        lost: Could not be settled, and comes again.
+    """
+
+    processed: int
+    succeeded: int
+    failed: int
+    retried: int
+    expired: int
+    invalid: int
+    nacked: int
+    rejected: int
+    lost: int
+
+
+class Worker(Router):
+    """Runs the jobs of its actors. It is a router itself.
+
+    Args:
+        routers: Where the actors are.
+        graceful_shutdown_time: Seconds that running jobs get once the worker stops; the rest are given back.
+        messages_limit: Stop after so many settled deliveries; None goes on.
+        tasks_limit: The most jobs in flight, over all queues.
+        threads: The most threads for synchronous actors; by default the processors and four, 32 at most.
+        processes: The most processes for actors with `run_in_process`; by default one for each processor.
+        handle_signals: Signals that stop the worker: the first gracefully, a second at once.
+        auto_declare: Declare the queues before consuming.
+        run_health_check_server: Answer `/livez` and `/readyz` over HTTP while running.
+        health_check_server_settings: Where; by default on 127.0.0.1:8080.
+        router_defaults: What actors that are declared on the worker itself take if they do not say.
+        connection: By default the one in reach when it runs.
+
+    Raises:
+        InvalidActorError: Two actors have one name.
+        UsageError: A limit is not valid.
+    """
+
+    def __init__(
+        self,
+        routers: Sequence[Router] = (),
+        graceful_shutdown_time: float = 25.0,
+        messages_limit: int | None = None,
+        tasks_limit: int = 1000,
+        threads: int | None = None,
+        processes: int | None = None,
+        handle_signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
+        auto_declare: bool = True,  # noqa: FBT001, FBT002 — keyword in practice
+        run_health_check_server: bool = False,  # noqa: FBT001, FBT002
+        health_check_server_settings: HealthCheckServerSettings | None = None,
+        router_defaults: RouterDefaults | None = None,
+        connection: Connection | None = None,
+    ) -> None:
+        super().__init__(router_defaults)
+        for router in routers:
+            self.include_router(router)
+        for what, limit in (("messages_limit", messages_limit), ("tasks_limit", tasks_limit)):
+            if limit is not None and (type(limit) is not int or limit < 1):
+                raise UsageError(f"Worker({what}={limit!r}): give a whole number, 1 or more")
+        if graceful_shutdown_time < 0:
+            raise UsageError(f"Worker(graceful_shutdown_time={graceful_shutdown_time!r}): give seconds, 0 or more")
+        Executors(threads, processes)  # complains about wrong numbers here and now
+        self.graceful_shutdown_time = graceful_shutdown_time
+        self.messages_limit, self.tasks_limit = messages_limit, tasks_limit
+        self.threads, self.processes = threads, processes
+        self.handle_signals, self.auto_declare = tuple(handle_signals), auto_declare
+        self._health = health_check_server_settings or (HealthCheckServerSettings() if run_health_check_server else None)
+        if not run_health_check_server:
+            self._health = None
+        self._connection = connection
+        self._shift: _Shift | None = None
+
+    async def declare_all_queues(self) -> None:
+        """Declare the queues of all actors, each with its topics."""
+        connection = self._connection or current_connection()
+        connection.check()
+        for queue, topics in self.queues.items():
+            await connection.middleware.watch(
+                "queue_declare", {"queue": queue}, connection.message_broker.declare_queue, queue, topics
+            )
+
+    async def run(self) -> WorkerSummary:
+        """Consume until a signal, `stop()`, or the limit. May be called again.
+
+        Raises:
+            UsageError: It has no actors, or runs already.
+            NoConnectionError, NotConnectedError, WrongEventLoopError: Nothing was consumed.
+            InvalidActorError: An actor's signature does not fit its converter; nothing was consumed.
+            MessageBrokerError: The queues could not be declared or consumed at the start.
+        """
+        connection = self._connection or current_connection()
+        connection.check()
+        if self._shift is not None:
+            raise UsageError("the worker runs already: wait for run() to return, or make another worker")
+        if not self.actors:
+            raise UsageError("the worker has no actors: pass Worker(routers=[…]), or declare them with @worker.actor")
+        routes = {name: Route(actor, actor.converter(connection.converter)) for name, actor in self.actors.items()}
+        executors = Executors(self.threads, self.processes)
+        self._shift = shift = _Shift(self, Processor(connection, routes, executors))
+        try:
+            async with AsyncExitStack() as stack:
+                stack.push_async_callback(executors.close)
+                if self._health is not None:
+                    server = HealthCheckServer(self._health, shift.alive, shift.ready)
+                    await server.start()
+                    stack.push_async_callback(server.stop)
+                stack.enter_context(_signals(self.handle_signals, shift.stop))
+                if self.auto_declare:
+                    await self.declare_all_queues()
+                await connection.middleware.watch("worker_start", {}, shift.start)
+                try:
+                    await shift.work()
+                finally:
+                    await connection.middleware.watch("worker_stop", {}, shift.end)
+        finally:
+            self._shift = None
+        return shift.summary()
+
+    def stop(self) -> None:
+        """Stop as a signal does: gracefully the first time, at once the second."""
+        if self._shift is not None:
+            self._shift.stop()
+
+
+class _Shift:
+    """One `run()` of a worker: from the first consumer to the last settlement."""
+
+    def __init__(self, worker: Worker, processor: Processor) -> None:
+        self._worker, self._processor = worker, processor
+        self._consumers: dict[str, Consumer] = {}
+        self._fetchers: list[asyncio.Task[None]] = []
+        self._receiving: set[asyncio.Task[Sequence[Delivery]]] = set()
+        self._runs: set[Run] = set()
+        self._waiting: deque[asyncio.Future[None]] = deque()  # fetchers that wait for a free place, longest first
+        self._settled = 0
+        self._stopping, self._hurry, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    def stop(self) -> None:
+        """Stop fetching; the second time, do not wait for what runs."""
+        if self._stopping.is_set():
+            self._hurry.set()
+        self._stopping.set()
+
+    def alive(self) -> str | None:
+        """Why the worker is not live."""
+        if not self._stopping.is_set() and any(fetcher.done() for fetcher in self._fetchers):
+            return "a consumer has ended"
+        return None
+
+    def ready(self) -> str | None:
+        """Why the worker is not ready."""
+        if self._stopping.is_set() or not self._fetchers:
+            return "the worker is stopping" if self._fetchers else "the worker is starting"
+        if not self._processor.connection.is_open:
+            return "the connection is closed"
+        if self._processor.holding:
+            return f"a bucket store is away; {self._processor.holding} jobs wait for it"
+        away = [queue for queue, consumer in self._consumers.items() if not consumer.healthy]
+        return f"not fetching from: {', '.join(away)}" if away else None
+
+    async def start(self) -> None:
+        """Start a consumer for each queue; if one fails, none stays."""
+        worker, broker = self._worker, self._processor.connection.message_broker
+        prefetch = min(worker.tasks_limit, worker.messages_limit or worker.tasks_limit)
+        try:
+            for queue, topics in worker.queues.items():
+                consumer = self._consumers[queue] = broker.consumer(queue, topics, prefetch=prefetch)
+                await consumer.start()
+        except BaseException:
+            await self._close_consumers()
+            raise
+        logger.info(
+            "consuming %s", ", ".join(self._consumers), extra={"queues": list(self._consumers), "actors": list(worker.actors)}
+        )
+        self._fetchers = [
+            asyncio.create_task(self._fetch(queue, consumer), name=f"repid fetch {queue}")
+            for queue, consumer in self._consumers.items()
+        ]
+
+    async def work(self) -> None:
+        """Until something says stop. Being cancelled says: at once."""
+        try:
+            await self._stopping.wait()
+        except asyncio.CancelledError:
+            self._hurry.set()
+            raise
+
+    async def end(self) -> None:
+        """The way out: fetch no more; let jobs end, interrupt those that do not; give back the rest (W5)."""
+        await _finish(self._end())
+
+    async def _end(self) -> None:
+        self._stopping.set()
+        for fetcher in self._fetchers:
+            fetcher.cancel()
+        await asyncio.gather(*self._fetchers, return_exceptions=True)
+        try:
+            await asyncio.gather(*(consumer.pause() for consumer in self._consumers.values()), return_exceptions=True)
+            if self._runs:
+                logger.info("waiting for %d running jobs", len(self._runs), extra={"running": len(self._runs)})
+            await self._idle_or_hurry(self._worker.graceful_shutdown_time)
+            for _ in range(2):
+                for run in list(self._runs):
+                    run.stop()
+                await self._wait_idle(_CLEAN_UP)
+            if self._runs:
+                logger.error("%d jobs do not let themselves be cancelled, and are abandoned", len(self._runs))
+        finally:
+            await self._close_consumers()
+
+    def summary(self) -> WorkerSummary:
+        """What was done."""
+        counts = {ended.value: self._processor.counts[ended] for ended in Ended}
+        return WorkerSummary(processed=self._settled, **counts)
+
+    def _free(self) -> int:
+        """How many more jobs may be started now."""
+        free = self._worker.tasks_limit - len(self._runs)
+        if self._worker.messages_limit is not None:
+            free = min(free, self._worker.messages_limit - self._settled - len(self._runs))
+        return free
+
+    async def _fetch(self, queue: str, consumer: Consumer) -> None:
+        middleware = self._processor.middleware
+        beaten = False
+        while True:
+            await self._place(first=beaten)
+            limit = max(1, self._free() // (1 + len(self._waiting) + len(self._receiving)))
+            try:
+                if middleware.before_consume is not None:
+                    await middleware.before_consume(queue=queue)
+                deliveries = await self._receive(consumer, limit)
+            except Exception:
+                logger.exception("cannot fetch from %s", queue, extra={"queue": queue})
+                await asyncio.sleep(_BROKER_PAUSE)
+                continue
+            beaten = not deliveries
+            for delivery in deliveries:
+                if self._free() < 1:  # another queue was quicker
+                    beaten = True
+                    await settle(delivery, REJECT, middleware)
+                    continue
+                if middleware.after_consume is not None:
+                    await middleware.after_consume(queue=queue, envelope=envelope_of(delivery))
+                self._begin(delivery)
+
+    async def _receive(self, consumer: Consumer, limit: int) -> Sequence[Delivery]:
+        """Receive, but let go when other queues take the last place, so that nothing is held that cannot run."""
+        if len(self._consumers) == 1:
+            return await consumer.receive(limit)
+        task = asyncio.ensure_future(consumer.receive(limit))
+        self._receiving.add(task)
+        try:
+            await asyncio.wait({task})
+        finally:
+            self._receiving.discard(task)
+            task.cancel()
+        return () if task.cancelled() else task.result()
+
+    async def _place(self, *, first: bool) -> None:
+        """Wait until a job may be started: in turn, but `first` if another queue was quicker the last time."""
+        while self._free() < 1 or self._waiting:
+            turn = asyncio.get_running_loop().create_future()
+            if first:
+                self._waiting.appendleft(turn)
+            else:
+                self._waiting.append(turn)
+            try:
+                await turn
+            finally:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+            if self._free() >= 1:
+                break
+        self._invite()
+
+    def _invite(self) -> None:
+        """Let the fetcher that waits longest have the next place."""
+        if self._free() > 0 and self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+
+    def _begin(self, delivery: Delivery) -> None:
+        run = Run(self._processor, delivery)
+        self._runs.add(run)
+        run.task = asyncio.create_task(self._carry(run))
+        if self._receiving and self._free() < 1:
+            for task in self._receiving:
+                task.cancel()
+
+    async def _carry(self, run: Run) -> None:
+        try:
+            ended = await run.process()
+        except Exception:
+            logger.exception("a job could not be processed, and will come again")
+            ended = Ended.LOST
+        finally:
+            self._runs.discard(run)
+            if not self._runs:
+                self._idle.set()
+        if ended is not Ended.REJECTED and ended is not Ended.LOST:
+            self._settled += 1
+            if self._settled == self._worker.messages_limit:
+                self._stopping.set()
+        self._invite()
+
+    async def _idle_or_hurry(self, timeout: float) -> None:
+        idle, hurry = asyncio.ensure_future(self._wait_idle(timeout)), asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait({idle, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        for waiter in (idle, hurry):
+            waiter.cancel()
+        await asyncio.gather(idle, hurry, return_exceptions=True)
+
+    async def _wait_idle(self, timeout: float) -> None:
+        if not self._runs:
+            return
+        self._idle.clear()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+        except TimeoutError:
+            return
+
+    async def _close_consumers(self) -> None:
+        for queue, consumer in self._consumers.items():
+            try:
+                await consumer.close()
+            except Exception:
+                logger.exception("the consumer of %s did not close well", queue, extra={"queue": queue})
+
+
+async def _finish(step: Awaitable[None]) -> None:
+    """Await a step to its end, even when cancelled meanwhile; the cancellation is raised afterwards."""
+    task = asyncio.ensure_future(step)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    task.result()
+
+
+@contextmanager
+def _signals(signals: Sequence[signal.Signals], stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` on each signal, where signals reach this loop; the handlers before are restored."""
+    loop, before = asyncio.get_running_loop(), dict[signal.Signals, Any]()
+    try:
+        for number in signals:
+            previous = signal.getsignal(number)
+            try:
+                loop.add_signal_handler(number, stop)
+            except (NotImplementedError, RuntimeError, ValueError):  # not the main thread, or not this system
+                logger.debug("signal %s cannot be handled here", number.name)
+                continue
+            before[number] = previous
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
