@@ -26,7 +26,14 @@ from repid_core.data import (
     MessageCategory,
     QueueStats,
 )
-from repid_core.errors import AlreadySettledError, ConversionError, EnqueueError, ResultTimeoutError, UnsupportedFeatureError
+from repid_core.errors import (
+    AlreadySettledError,
+    BrokerConnectionError,
+    ConversionError,
+    EnqueueError,
+    ResultTimeoutError,
+    UnsupportedFeatureError,
+)
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -126,13 +133,23 @@ class MessageBroker(Broker):
         """Count ready, in progress, delayed and dead messages; None where the store cannot tell (M12)."""
 
     async def enqueue_many(self, envelopes: Sequence[Envelope]) -> Sequence[Enqueued | EnqueueError]:
-        """Enqueue in order; one outcome for each (M18). Never raises for a single message. Default: a loop."""
+        """Enqueue in order; one outcome for each (M18). Never raises for a single message. Default: a loop.
+
+        Raises:
+            BrokerConnectionError: The store could not be reached, and none of them was enqueued.
+        """
         outcomes: list[Enqueued | EnqueueError] = []
         for envelope in envelopes:
             try:
                 outcomes.append(await self.enqueue(envelope))
             except EnqueueError as error:
                 outcomes.append(error)
+            except BrokerConnectionError as error:
+                if not outcomes:
+                    raise
+                lost = EnqueueError(str(error))
+                lost.__cause__ = error
+                return [*outcomes, *[lost] * (len(envelopes) - len(outcomes))]
         return outcomes
 
     async def cancel(self, queue: str, id_: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from repid_core.connection import Connection
-from repid_core.errors import NoConnectionError
+from repid_core.errors import NoConnectionError, UsageError
 
 _of_context: ContextVar[Connection | None] = ContextVar("repid_connection", default=None)
 _of_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, list[Connection]] = WeakKeyDictionary()
@@ -44,6 +44,8 @@ class Repid:
     """
 
     def __init__(self, connection: Connection, middlewares: Sequence[Any] = ()) -> None:
+        if not isinstance(connection, Connection):
+            raise UsageError(f"Repid(connection=…) got {connection!r} and wants a Connection")
         self.connection = connection
         for middleware in middlewares:
             connection.middleware.add(middleware)

@@ -203,10 +203,11 @@ def _time(ms: Any, name: str) -> datetime:
 
 def _check_depth(value: object, levels: int) -> None:
     """Refuse what is nested so deep that encoding it again might overflow the stack."""
-    if not levels:
-        raise ValueError(f"unknown fields are nested more than {_DEPTH} deep")
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_depth(item, levels - 1)
+    if isinstance(value, dict | list):
+        if not levels:
+            raise ValueError(f"fields are nested more than {_DEPTH} deep")
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_depth(item, levels - 1)
 
 
 def encode_envelope(envelope: Envelope) -> bytes:

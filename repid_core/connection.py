@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -29,6 +30,8 @@ from repid_core.errors import (
 from repid_core.middleware import Middlewares
 from repid_core.payload import ArgsBucket, Payloads
 from repid_core.plugins import Kind, plugins
+
+logger = logging.getLogger(__name__)
 
 
 @frozen
@@ -103,10 +106,12 @@ class Connection:
 
         Raises:
             AlreadyConnectedError: It is open.
+            WrongEventLoopError: It is open on another loop, or was before a fork.
             BrokerConnectionError: The message broker could not be reached.
             BucketConnectionError: A bucket store could not be reached.
         """
         if self._opened is not None:
+            self.check()
             raise AlreadyConnectedError
         self._opened = asyncio.get_running_loop(), os.getpid()
         try:
@@ -220,19 +225,26 @@ class Connection:
             if (emit := self.middleware.before_enqueue) is not None:
                 for envelope in envelopes:
                     await emit(envelope=envelope, queue=envelope.key.queue)
+            told: Sequence[object] = ()
             try:
-                outcomes = await self._enqueue(envelopes)
-            except RepidError:  # the store could not be reached, so none of them is there
-                await self._drop_args(envelopes)
+                told = outcomes = await self._enqueue(envelopes)
+            except BaseException as error:
+                told = [error] * len(envelopes)
+                if isinstance(error, RepidError):  # the store could not be reached, so none of them is there
+                    await self._drop_args(envelopes)
                 raise
+            finally:
+                if (emit := self.middleware.after_enqueue) is not None:
+                    for envelope, outcome in zip(envelopes, told, strict=True):
+                        fact = "error" if isinstance(outcome, BaseException) else "outcome"
+                        await emit(envelope=envelope, queue=envelope.key.queue, **{fact: outcome})
             await self._drop_args([envelope for envelope, outcome in zip(envelopes, outcomes, strict=True) if _refused(outcome)])
-            if (emit := self.middleware.after_enqueue) is not None:
-                for envelope, outcome in zip(envelopes, outcomes, strict=True):
-                    told = {"error": outcome} if isinstance(outcome, EnqueueError) else {"outcome": outcome}
-                    await emit(envelope=envelope, queue=envelope.key.queue, **told)
             return outcomes
 
-        return await self.middleware.enqueue(send)([draft.envelope for draft in drafts])
+        outcomes = await self.middleware.enqueue(send)([draft.envelope for draft in drafts])
+        if not isinstance(outcomes, Sequence) or len(outcomes) != len(drafts):
+            raise UsageError(f"around_enqueue of a middleware gave {outcomes!r}: return what call_next gives, one outcome per message")
+        return outcomes
 
     async def _enqueue(self, envelopes: Sequence[Envelope]) -> Sequence[Enqueued | EnqueueError]:
         if len(envelopes) > 1:
@@ -246,7 +258,10 @@ class Connection:
         """Delete the buckets of messages that will never be run (W9)."""
         for envelope in envelopes:
             if envelope.args_owned and envelope.args_id is not None:
-                await self.payloads.delete_args(envelope.args_id)
+                try:
+                    await self.payloads.delete_args(envelope.args_id)
+                except Exception:  # what became of the messages says more
+                    logger.exception("args bucket %s is left behind", envelope.args_id)
 
     def _brokers(self) -> list[Broker]:
         brokers = (self.message_broker, self.args_bucket_broker, self.results_bucket_broker)
@@ -266,4 +281,8 @@ def _expect(name: str, value: object, kind: Any) -> None:
 
 def _chosen(kind: Kind[Any], choice: Any, default: Any) -> Any:
     choice = default if choice is None else choice
-    return plugins().build(kind, choice) if isinstance(choice, str) else choice
+    if isinstance(choice, str):
+        return plugins().build(kind, choice)
+    if not kind.fits(choice):
+        raise UsageError(f"Connection({kind}=…) got {choice!r} and wants a plugin's name or a {kind}")
+    return choice

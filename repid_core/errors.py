@@ -20,6 +20,7 @@ A class's docstring is its message when none is given, so each remedy is written
     │   └── CorruptMessageError  NewerFormatError
     ├── SerializationError
     ├── ConversionError
+    ├── ActorProcessError
     ├── JobFailedError
     └── ResultTimeoutError (TimeoutError)
 
@@ -38,6 +39,16 @@ class RepidError(Exception):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or inspect.cleandoc(type(self).__doc__ or ""))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are pickled as a call with their `args`, which is not what the constructors below take.
+        return _restored, (type(self), self.args), self.__dict__
+
+
+def _restored(kind: type[RepidError], args: tuple[Any, ...]) -> RepidError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class UsageError(RepidError):
@@ -186,6 +197,10 @@ class ConversionError(RepidError):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("; ".join(self.problems))
+
+
+class ActorProcessError(RepidError):
+    """The actor's process ended before the actor did."""
 
 
 class JobFailedError(RepidError):

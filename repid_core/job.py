@@ -28,13 +28,14 @@ from repid_core.defaults import Config
 from repid_core.errors import InvalidJobError, JobFailedError, NoConnectionError, UnsupportedFeatureError, UsageError
 from repid_core.plugins import Kind, plugins
 from repid_core.queue import Queue
-from repid_core.router import Actor, actor_of
+from repid_core.router import actor_of
 from repid_core.schedule import aware, check_cron, first_due, is_overdue
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _SECOND, _MILLISECOND, _CENTURY = timedelta(seconds=1), timedelta(milliseconds=1), timedelta(days=36525)
+_MOST_RETRIES = 1 << 31
 _VARIANTS = "89ab"
 
 
@@ -105,6 +106,8 @@ class Job(Generic[T]):
         try:
             self.name = check_name(name, "actor name")
             self._queue = check_name(queue.name if isinstance(queue, Queue) else queue, "queue name")
+            if priority not in set(Priority):
+                raise InvalidJobError(f"priority={priority!r}: choose Priority.LOW, MEDIUM or HIGH")
             self.priority = Priority(priority)
             for what, given in (("id_", id_), ("args_id", args_id), ("result_id", result_id)):
                 if given is not None:
@@ -130,19 +133,23 @@ class Job(Generic[T]):
         ):
             if duration is not None:
                 _check_duration(what, duration, least)
-        if type(retries) is not int or retries < 0:
-            raise InvalidJobError(f"retries={retries!r}: give a whole number, 0 or more")
+        if type(retries) is not int or not 0 <= retries < _MOST_RETRIES:
+            raise InvalidJobError(f"retries={retries!r}: give a whole number, 0 or more, and less than {_MOST_RETRIES:,}")
         if args_id is not None:
             if args_id == result_id:
                 raise InvalidJobError(f"args_id and result_id are both {args_id!r}: the result would overwrite the arguments")
             if use_args_bucketer is False:
                 raise InvalidJobError(f"args_id={args_id!r} asks for an args bucket, and use_args_bucketer=False for none")
-        if headers is not None and not all(isinstance(text, str) for pair in headers.items() for text in pair):
-            raise InvalidJobError(f"headers={dict(headers)!r}: names and values are text")
-        if on_duplicate not in {"raise", "keep", "replace"}:
+        if headers is not None and not (
+            isinstance(headers, Mapping) and all(isinstance(text, str) for pair in headers.items() for text in pair)
+        ):
+            raise InvalidJobError(f"headers={headers!r}: give a mapping whose names and values are text")
+        if on_duplicate not in ("raise", "keep", "replace"):
             raise InvalidJobError(f"on_duplicate={on_duplicate!r}: choose 'raise', 'keep' or 'replace'")
         if on_duplicate != "raise" and id_ is None:
             raise InvalidJobError(f"on_duplicate={on_duplicate!r} needs an id_ of your own: a generated one is always new")
+        if connection is not None and not isinstance(connection, Connection):
+            raise InvalidJobError(f"connection={connection!r}: give a Connection")
         self.id_ = id_
         self.deferred_until, self.deferred_by, self.cron, self.timezone = deferred_until, deferred_by, cron, timezone
         self.retries, self.timeout, self.ttl = retries, timeout, ttl
@@ -183,9 +190,13 @@ class Job(Generic[T]):
         if "args" in options:
             raise InvalidJobError("Job.of takes the arguments in its second call: Job.of(fn, …)(user_id=1)")
 
+        cls(actor.name, **options)  # complains about wrong options here and now
+        converters: dict[type[Converter], Converter] = {}
+
         @wraps(fn)
         def make(*args: P.args, **kwargs: P.kwargs) -> Job[Any]:
-            converter = _converter(actor, options.get("connection"))
+            default = _default_converter(options.get("connection"))
+            converter = converters.get(default) or converters.setdefault(default, actor.converter(default))
             job: Job[Any] = cls(actor.name, args=converter.dump_inputs(args, kwargs) or None, **options)
             job._converter = converter
             return job
@@ -309,6 +320,8 @@ class Job(Generic[T]):
         """
         if isinstance(timeout, int | float):
             timeout = timedelta(seconds=timeout)
+        elif not isinstance(timeout, timedelta | None):
+            raise UsageError(f"wait(timeout={timeout!r}): give a timedelta, seconds, or None for ever")
         bucket = await self._results().payloads.wait_result(self.result_id, timeout)
         if not bucket.success:
             raise JobFailedError(bucket)
@@ -332,13 +345,15 @@ class Job(Generic[T]):
             raise UnsupportedFeatureError(Capability.CANCEL, connection.message_broker)
         if not await connection.message_broker.cancel(self._queue, id_):
             return False
-        if self._sent is None and self._result_id is None:  # another process enqueued it, and knows the result's id
-            return True
-        sent = self._sent or self.draft(connection).envelope
-        now = int(connection.clock.now().timestamp() * 1e9)
-        outcome = Outcome(success=False, started_when=now, finished_when=now, exception="Cancelled")
-        await connection.payloads.store_result(sent.parameters, outcome)
-        if sent.args_owned and sent.args_id is not None:
+        now, sent = connection.clock.now(), self._sent
+        if sent is not None:
+            parameters = sent.parameters
+        else:  # another process enqueued it, and may have given the result's id
+            parameters = Parameters(now, result_id=None if self.store_result is False else self._result_id, result_ttl=self.result_ttl)
+        ns = int(now.timestamp() * 1e9)
+        outcome = Outcome(success=False, started_when=ns, finished_when=ns, exception="Cancelled")
+        await connection.payloads.store_result(parameters, outcome)
+        if sent is not None and sent.args_owned and sent.args_id is not None:
             await connection.payloads.delete_args(sent.args_id)
         return True
 
@@ -361,13 +376,12 @@ class Job(Generic[T]):
         return connection
 
 
-def _converter(actor: Actor, connection: Connection | None) -> Converter:
+def _default_converter(connection: Connection | None) -> type[Converter]:
     try:
-        default = (connection or current_connection()).converter
+        return (connection or current_connection()).converter
     except NoConnectionError:
-        chosen: Any = Config.CONVERTER
-        default = plugins().build(Kind.CONVERTER, chosen) if isinstance(chosen, str) else chosen
-    return actor.converter(default)
+        chosen = Config.CONVERTER
+        return plugins().build(Kind.CONVERTER, chosen) if isinstance(chosen, str) else chosen
 
 
 def _check_duration(what: str, duration: object, least: timedelta) -> None:

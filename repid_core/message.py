@@ -113,8 +113,12 @@ class Held:
             raise UsageError(f"message {envelope.key.id_!r} has no retries left: use force_retry(), or nack()")
         if next_retry is None:
             next_retry = self._retry_policy(max(tried, 1), UsageError("a retry was asked for")) or timedelta(0)
+        if not isinstance(next_retry, timedelta) or next_retry < timedelta(0):
+            raise UsageError(f"next_retry={next_retry!r}: give a timedelta that is not negative")
         now = self._connection.clock.now()
-        return Settlement("requeue", rescheduled(envelope, now + next_retry, now, tried=tried))
+        again = rescheduled(envelope, now + next_retry, now, tried=tried)
+        self._connection.check_envelope(again)
+        return Settlement("requeue", again)
 
     def _reschedule(self) -> Settlement:
         envelope, now = self._delivery.envelope, self._connection.clock.now()

@@ -13,7 +13,7 @@ from attrs import frozen
 
 from repid_core.abc import Middleware
 from repid_core.data import Enqueued, Envelope
-from repid_core.errors import EnqueueError, UsageError
+from repid_core.errors import ActorEnded, EnqueueError, UsageError
 
 _T = TypeVar("_T")
 
@@ -102,13 +102,13 @@ class Middlewares:
                 f"around_enqueue or around_actor_run; events: {', '.join(EVENTS)}",
             )
         listeners = {name: _listener(name, method) for name, method in found.items() if name not in _AROUND}
+        around = {name: _wrapper(name, method) for name, method in found.items() if name in _AROUND}
         for name, listener in listeners.items():
             observer = self.__dict__[name] or _Observer(name, [])
             observer.listeners.append(listener)
             setattr(self, name, observer)
-        for name in _AROUND:
-            if name in found:
-                self._around[name].append(found[name])
+        for name, method in around.items():
+            self._around[name].append(method)
         self.watches_enqueue = self._watches("enqueue")
         self.watches_actor_run = self._watches("actor_run")
 
@@ -129,7 +129,7 @@ class Middlewares:
             outcome = await call(*args)
         except BaseException as error:
             if after is not None:
-                await after(**facts, error=error)
+                await after(**facts, error=None if isinstance(error, ActorEnded) else error)
             raise
         if after is not None:
             await after(**{"outcome": outcome, **facts})
@@ -165,6 +165,15 @@ def _listener(name: str, method: Callable[..., Any]) -> tuple[Callable[..., Any]
         elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
             raise UsageError(f"{name} of a middleware takes {parameter.name!r}; it can have: {', '.join(FACTS)}")
     return method, inspect.iscoroutinefunction(method), tuple(dict.fromkeys(names))
+
+
+def _wrapper(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    try:
+        inspect.signature(method).bind(None, None)
+    except TypeError as error:
+        subject = "envelopes" if name == "around_enqueue" else "envelope"
+        raise UsageError(f"{name} of a middleware takes ({subject}, call_next): {error}") from error
+    return method
 
 
 def _chain(around: Sequence[Callable[..., Any]], call: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:

@@ -13,7 +13,7 @@ from repid_core.abc import BucketBroker, Serializer
 from repid_core.clock import Clock
 from repid_core.codec import decode_bucket, encode_bucket
 from repid_core.data import Bucket, Envelope, Outcome, Parameters, ResultBucket, check_id
-from repid_core.errors import ConversionError, PayloadTooLargeError, UsageError
+from repid_core.errors import ConversionError, PayloadTooLargeError, ResultTimeoutError, UsageError
 from repid_core.middleware import Middlewares
 from repid_core.plugins import plugins
 
@@ -71,10 +71,16 @@ class Payloads:
         for bucket in buckets:
             if (emit := self.middleware.before_store_bucket) is not None:
                 await emit(bucket_id=bucket.id_)
-        await self.args().store_many([(bucket.id_, bucket.data, bucket.ttl) for bucket in buckets])
-        for bucket in buckets:
-            if (emit := self.middleware.after_store_bucket) is not None:
-                await emit(bucket_id=bucket.id_)
+        failure: BaseException | None = None
+        try:
+            await self.args().store_many([(bucket.id_, bucket.data, bucket.ttl) for bucket in buckets])
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            for bucket in buckets:
+                if (emit := self.middleware.after_store_bucket) is not None:
+                    await emit(bucket_id=bucket.id_, error=failure)
 
     async def delete_args(self, id_: str) -> None:
         """Delete an args bucket."""
@@ -131,12 +137,15 @@ class Payloads:
         Raises:
             ResultTimeoutError: It did not come in time.
         """
+        check_id(id_, "result id")
         broker, deadline = self.results(), None if timeout is None else self.clock.now() + timeout
         while True:
             left = None if deadline is None else deadline - self.clock.now()
-            data = await broker.wait_for(check_id(id_, "result id"), left)
+            data = await self.middleware.watch("get_bucket", {"bucket_id": id_}, broker.wait_for, id_, left)
             if (bucket := self._current(broker, id_, data)) is not None:
                 return self._result(bucket)
+            if left is not None and left <= timedelta(0):
+                raise ResultTimeoutError
             await self.clock.sleep(_POLL)
 
     def loads(self, payload: bytes, content_type: str) -> Any:

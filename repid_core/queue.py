@@ -8,7 +8,7 @@ from repid_core.app import current_connection
 from repid_core.connection import Connection
 from repid_core.data import Capability, MessageCategory, QueueStats, check_name
 from repid_core.errors import InvalidJobError, UnsupportedFeatureError
-from repid_core.message import Message
+from repid_core.message import Message, envelope_of
 
 
 class Queue:
@@ -96,10 +96,11 @@ class Queue:
         await consumer.start()
         try:
             while True:
+                if (emit := connection.middleware.before_consume) is not None:
+                    await emit(queue=self.name)
                 for delivery in await consumer.receive(1):
-                    message = Message(delivery, connection)
                     if (emit := connection.middleware.after_consume) is not None:
-                        await emit(queue=self.name, envelope=message._delivery.envelope)  # noqa: SLF001
-                    yield message
+                        await emit(queue=self.name, envelope=envelope_of(delivery))
+                    yield Message(delivery, connection)
         finally:
             await consumer.close()

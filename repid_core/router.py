@@ -190,6 +190,8 @@ class Router:
             check_process_safe(fn)
         if converter is not None and not (inspect.isclass(converter) and issubclass(converter, Converter)):
             raise InvalidActorError(f"{converter!r} of actor {_text(fn)} is no converter class")
+        if retry_policy is not None and not callable(retry_policy):
+            raise InvalidActorError(f"retry_policy={retry_policy!r} of actor {_text(fn)}: give a function of attempt and error")
         try:
             actor = Actor(
                 fn=fn,

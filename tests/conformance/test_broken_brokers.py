@@ -17,6 +17,7 @@ from repid_core.errors import (
     AlreadySettledError,
     BrokerConnectionError,
     BucketConnectionError,
+    DeliveryLostError,
     DuplicateJobError,
     EnqueueError,
     PayloadTooLargeError,
@@ -58,6 +59,7 @@ class MessageSuite(MessageBrokerConformance):
 
     async def break_connection(self, broker: Any) -> None:
         broker.whole.clear()
+        broker.cuts += 1
 
     async def restore_connection(self, broker: Any) -> None:
         broker.whole.set()
@@ -953,6 +955,7 @@ class Cut(Broken):
         super().__init__()
         self.whole = asyncio.Event()
         self.whole.set()
+        self.cuts = 0
 
     async def enqueue(self, envelope: Envelope) -> Enqueued:
         if not self.whole.is_set():
@@ -960,8 +963,6 @@ class Cut(Broken):
         return await super().enqueue(envelope)
 
     class Gets(BrokenConsumer):
-        was_cut = False
-
         @property
         def healthy(self) -> bool:  # type: ignore[override]
             return bool(self.broker.whole.is_set())
@@ -980,7 +981,7 @@ class EnqueuesIntoTheVoid(Cut):
 @breaks("M17", "test_broken_connection_is_said")
 class IsHealthyWithoutConnection(Cut):
     class Gets(Cut.Gets):
-        healthy = True  # type: ignore[assignment]
+        healthy = True
 
 
 @breaks("M17", "test_broken_connection_is_said")
@@ -1005,26 +1006,29 @@ class DoesNotNameTheHost(Cut):
 class ConsumersStayAway(Cut):
     class Gets(Cut.Gets):
         async def receive(self, limit: int) -> Sequence[Delivery]:
-            if not self.broker.whole.is_set():
-                self.was_cut = True
-            if self.was_cut:
+            deliveries = await super().receive(limit)
+            if self.broker.cuts:
                 await asyncio.Event().wait()
-            return await super().receive(limit)
+            return deliveries
 
+
+@breaks("M17", "test_connection_comes_back")
+class ConsumersStayUnhealthy(Cut):
+    class Gets(Cut.Gets):
         @property
         def healthy(self) -> bool:  # type: ignore[override]
-            self.was_cut |= not self.broker.whole.is_set()
-            return not self.was_cut
+            return not self.broker.cuts
 
 
 @breaks("M17", "test_connection_comes_back")
 class LosesWhatItHeld(Cut):
-    class Gets(Cut.Gets):
-        async def receive(self, limit: int) -> Sequence[Delivery]:
-            deliveries = await super().receive(2)
-            for delivery in deliveries[1:]:
-                await delivery.ack()
-            return deliveries[:1]
+    class Handed(InMemoryDelivery):
+        broker: Any
+
+        async def ack(self) -> None:
+            await super().ack()
+            if self.broker.cuts and self.envelope.key.id_ == "held":
+                raise DeliveryLostError
 
 
 @breaks("M20", "test_memory_is_bounded_by_prefetch")

@@ -54,6 +54,7 @@ class Point(NamedTuple):
 class Options(TypedDict):
     depth: int
     until: NotRequired[date]
+    colours: NotRequired[list[Colour]]
 
 
 @attrs.define
@@ -151,7 +152,13 @@ HINTS: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (Name, texts),
     (Email, texts.map(Email)),
     (Point, st.builds(Point, st.integers(), st.floats(allow_nan=False, allow_infinity=False))),
-    (Options, st.fixed_dictionaries({"depth": st.integers()}, optional={"until": st.dates()})),
+    (
+        Options,
+        st.fixed_dictionaries(
+            {"depth": st.integers()},
+            optional={"until": st.dates(), "colours": st.lists(st.sampled_from(Colour), max_size=2)},
+        ),
+    ),
     (Tree, st.builds(Tree, texts, st.none(), st.lists(st.builds(Tree, texts), max_size=2))),
     (Account, st.builds(Account, st.integers(1), texts)),
     (Cat | Dog, st.one_of(st.builds(Cat, texts), st.builds(Dog, texts))),
@@ -195,6 +202,7 @@ def test_everything_comes_back_from_json(pair: tuple[Any, Any]) -> None:
     ("hint", "value", "result"),
     [
         (float, 1, 1.0),
+        (float | None, 1, 1.0),
         (Sequence[int], (1, 2), [1, 2]),
         (Iterable[int], [1], [1]),
         (frozenset[int], [1, 1], frozenset({1})),
@@ -252,7 +260,7 @@ def test_naive_datetimes_are_local_and_become_aware() -> None:
         (dict[int, str], {"1": 2}, "value['1']: expected str, got 2 (int)"),
         (dict[UUID, int], {str(UUID(int=10)): 1, str(UUID(int=10)).upper(): 2}, "value: expected dict[UUID, int], got "),
         (Tree, {"name": "a", "children": [{"name": 1}]}, "value.children[0].name: expected str, got 1 (int)"),
-        (Options, {"depth": 1, "x": 2}, "value: unknown key 'x': Options takes depth, until"),
+        (Options, {"depth": 1, "x": 2}, "value: unknown key 'x': Options takes depth, until, colours"),
         (Account, {"number": -1}, "value: ValueError: "),
         (Account, {"number": 1, "checksum": 3}, "value: unknown key 'checksum': Account takes number, _note"),
         (Account, BigAccount(1), "value: unknown key 'limit'"),
@@ -386,6 +394,14 @@ def test_an_actor_may_never_return() -> None:
         raise SystemExit
 
     assert CattrsConverter(actor).convert_outputs(None) is None
+
+
+def test_results_of_typed_dicts_may_lack_what_is_not_required() -> None:
+    converter = CattrsConverter(actor_of(Any, list[Options]))
+    assert converter.convert_outputs([{"depth": 1}, {"depth": 2, "colours": [Colour.RED]}]) == [
+        {"depth": 1},
+        {"depth": 2, "colours": ["red"]},
+    ]
 
 
 def test_natives_stay_native_for_the_serializer() -> None:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 
@@ -330,7 +330,7 @@ class TestTimeout:
             return 1
 
         @router.actor
-        async def act(value: Annotated[int, Depends(never)]) -> None: ...
+        async def act(value: int = Depends(never)) -> None: ...  # type: ignore[assignment]
 
         job = Job("act", timeout=timedelta(milliseconds=20))
         await job.enqueue()

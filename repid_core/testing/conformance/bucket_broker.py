@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import string
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from repid_core.abc import BucketBroker
@@ -309,15 +309,15 @@ class BucketBrokerConformance(BackendSuite[BucketBroker]):
              "restore_connection")  # fmt: skip
     async def test_unreachable_store(self) -> None:
         await self.break_connection(self.broker)
-        calls: dict[str, Awaitable[object]] = {
-            "get_bucket": self.broker.get_bucket("b"),
-            "store_bucket": self.store("b", b"data"),
-            "delete_bucket": self.broker.delete_bucket("b"),
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
+            "get_bucket": lambda: self.broker.get_bucket("b"),
+            "store_bucket": lambda: self.store("b", b"data"),
+            "delete_bucket": lambda: self.broker.delete_bucket("b"),
         }
         try:
             for name, call in calls.items():
                 try:
-                    await call
+                    await call()
                 except BucketConnectionError as error:
                     check(error.__cause__ is not None, f"{name} raised {error!r}, without a __cause__")
                     self.well_said(error)

@@ -164,6 +164,7 @@ class ConverterConformance(ConformanceSuite):
         for value in empty:
             _calls(converter_class, nothing, value)
             _fails(converter_class, two, value, "i", "data")
+            _fails(converter_class, only_mapping, value, "value")
 
     @promise("C4", "Anything else is the only parameter; so is a mapping that has not its name as a key, if it takes mappings.")
     def test_only_parameter(self, converter_class: type[Converter]) -> None:

@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from repid_core.abc import Consumer, Delivery
-from repid_core.data import Death, DeathReason, Enqueued, Envelope, MessageCategory, Parameters, Priority, QueueStats, RoutingKey
+from repid_core.data import (
+    Death,
+    DeathReason,
+    Enqueued,
+    Envelope,
+    MessageCategory,
+    OnDuplicate,
+    Parameters,
+    Priority,
+    QueueStats,
+    RoutingKey,
+)
 from repid_core.errors import DeliveryLostError, DuplicateJobError
 from repid_core.memory import InMemoryMessageBroker
 from repid_core.testing.clock import ManualClock
@@ -26,6 +37,7 @@ T = TypeVar("T")
 
 IDS = st.sampled_from([f"m{number}" for number in range(8)])
 TOPICS = st.sampled_from(["a", "b", "c"])
+DUPLICATES = st.sampled_from(["raise", "keep", "replace"])
 DELAYS = st.sampled_from([None, 0, 1, 5, 5, 20])
 
 
@@ -171,14 +183,13 @@ class BrokerMachine(RuleBasedStateMachine):
         priority = options.pop("priority", Priority.MEDIUM)
         return Envelope(RoutingKey(id_, topic, "q", priority), Parameters(START), due=due, **options)
 
-    @rule(
-        id_=IDS,
-        topic=TOPICS,
-        priority=st.sampled_from(Priority),
-        delay=DELAYS,
-        on_duplicate=st.sampled_from(["raise", "keep", "replace"]),
-    )
-    def enqueue(self, id_: str, topic: str, priority: Priority, delay: float | None, on_duplicate: str) -> None:
+    @rule(messages=st.lists(st.tuples(IDS, TOPICS, st.sampled_from(Priority), DELAYS, DUPLICATES), min_size=1, max_size=4))
+    def enqueue(self, messages: list[tuple[str, str, Priority, float | None, OnDuplicate]]) -> None:
+        for message in messages:
+            self.enqueue_one(*message)
+            self.those_who_wait_get_what_there_is()
+
+    def enqueue_one(self, id_: str, topic: str, priority: Priority, delay: float | None, on_duplicate: OnDuplicate) -> None:
         envelope = self.envelope(id_, topic, delay, priority=priority, on_duplicate=on_duplicate)
         old, expected = self.live(id_), Enqueued.NEW
         if old is not None:
@@ -308,11 +319,13 @@ class BrokerMachine(RuleBasedStateMachine):
             self.messages = [m for m in self.messages if m is not model]
         assert self.run(self.broker.cancel("q", id_)) is there
 
+    @precondition(lambda self: len(self.messages) > 5)
     @rule()
     def flush(self) -> None:
         self.messages = [m for m in self.messages if m.place == "held"]
         self.run(self.broker.flush_queue("q"))
 
+    @precondition(lambda self: len(self.messages) > 5)
     @rule()
     def reconnect(self) -> None:
         for hand in [hand for hand in self.hands if hand.waiting is not None]:
@@ -369,4 +382,4 @@ class BrokerMachine(RuleBasedStateMachine):
 
 
 TestAgainstTheModel = BrokerMachine.TestCase
-TestAgainstTheModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAgainstTheModel.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
