@@ -434,6 +434,8 @@ class Converter(ABC):
         data: dict[str, Any] = {}
         for name, value in bound.arguments.items():
             if self.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                if taken := data.keys() & value.keys():  # def f(a, /, **more) called f(1, a=2)
+                    raise ConversionError([f"{taken.pop()}: is given twice, by position and by name"])
                 data.update(value)
             else:
                 data[name] = value

@@ -41,7 +41,7 @@ _HEADER = struct.Struct(">3sBIII")
 _MESSAGE, _BUCKET = b"RPM", b"RPB"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
-_LONGEST, _LATEST = 1 << 42, 1 << 46  # ms: 139 years, and the year 4199, so that no sum of them overflows a datetime
+_LONGEST, _LATEST = 1 << 42, 1 << 45  # ms: 139 years, and 1970 ± 1115, so that no sum of them overflows a datetime
 _MOST, _UINT32, _INT64 = (1 << 31) - 1, (1 << 32) - 1, (1 << 63) - 1
 _DEPTH = 32  # of fields that are not known here
 _OUTCOME = ("success", "started_when", "finished_when", "exception", "traceback")
@@ -81,6 +81,7 @@ def _to_span(duration: timedelta | None) -> int | None:
 def message_fields(envelope: Envelope) -> dict[str, Any]:
     """All of a message but its payload and the format's version, as JSON-able fields; those with nothing to say are left out."""
     key, parameters, recurrence = envelope.key, envelope.parameters, envelope.parameters.recurrence
+    counts = parameters.retries or parameters.tried or "retries" in envelope.extra
     fields: dict[str, Any] = {
         "id": key.id_,
         "topic": key.topic,
@@ -89,7 +90,7 @@ def message_fields(envelope: Envelope) -> dict[str, Any]:
         "content_type": envelope.content_type,
         "timestamp": to_ms(parameters.timestamp),
         "timeout": _to_span(parameters.timeout),
-        "retries": {"max": parameters.retries, "tried": parameters.tried} if parameters.retries or parameters.tried else None,
+        "retries": {"max": parameters.retries, "tried": parameters.tried} if counts else None,
         "result": parameters.result_id and {"id": parameters.result_id, "ttl": _to_span(parameters.result_ttl)},
         "args": envelope.args_id and {"id": envelope.args_id, "owned": envelope.args_owned},
         "ttl": _to_span(parameters.ttl),

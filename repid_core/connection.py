@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Protocol, Self
 
@@ -17,6 +17,7 @@ from repid_core.data import Capability, Enqueued, Envelope, Priority, Receipt
 from repid_core.defaults import Config
 from repid_core.errors import (
     AlreadyConnectedError,
+    BucketBrokerError,
     EnqueueError,
     EnqueueManyError,
     InvalidJobError,
@@ -30,6 +31,9 @@ from repid_core.errors import (
 from repid_core.middleware import Middlewares
 from repid_core.payload import ArgsBucket, Payloads
 from repid_core.plugins import Kind, plugins
+
+logger = logging.getLogger(__name__)
+
 
 logger = logging.getLogger(__name__)
 
@@ -134,12 +138,7 @@ class Connection:
             return
         self.check()
         self._opened = None
-        closing = asyncio.ensure_future(self._stack.aclose())
-        try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            await closing
-            raise
+        await finish(self._stack.aclose())
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -220,24 +219,16 @@ class Connection:
 
         async def send(envelopes: Sequence[Envelope]) -> Sequence[Enqueued | EnqueueError]:
             stored = [buckets[envelope.args_id] for envelope in envelopes if envelope.args_id in buckets]
-            if stored:
-                await self.payloads.store_args(stored)
             if (emit := self.middleware.before_enqueue) is not None:
                 for envelope in envelopes:
                     await emit(envelope=envelope, queue=envelope.key.queue)
-            told: Sequence[object] = ()
             try:
-                told = outcomes = await self._enqueue(envelopes)
-            except BaseException as error:
-                told = [error] * len(envelopes)
-                if isinstance(error, RepidError):  # the store could not be reached, so none of them is there
-                    await self._drop_args(envelopes)
+                if stored:
+                    await self.payloads.store_args(stored)
+                outcomes = await self._enqueue(envelopes)
+            except RepidError:  # a store could not be reached, or refused, so no message is there
+                await self._drop_args(envelopes)
                 raise
-            finally:
-                if (emit := self.middleware.after_enqueue) is not None:
-                    for envelope, outcome in zip(envelopes, told, strict=True):
-                        fact = "error" if isinstance(outcome, BaseException) else "outcome"
-                        await emit(envelope=envelope, queue=envelope.key.queue, **{fact: outcome})
             await self._drop_args([envelope for envelope, outcome in zip(envelopes, outcomes, strict=True) if _refused(outcome)])
             return outcomes
 
@@ -260,12 +251,26 @@ class Connection:
             if envelope.args_owned and envelope.args_id is not None:
                 try:
                     await self.payloads.delete_args(envelope.args_id)
-                except Exception:  # what became of the messages says more
-                    logger.exception("args bucket %s is left behind", envelope.args_id)
+                except BucketBrokerError:
+                    logger.exception("args bucket %s is left behind", envelope.args_id, extra={"job": envelope.key.id_})
 
     def _brokers(self) -> list[Broker]:
         brokers = (self.message_broker, self.args_bucket_broker, self.results_bucket_broker)
         return list({id(broker): broker for broker in brokers if broker is not None}.values())
+
+
+async def finish(step: Awaitable[None]) -> None:
+    """Await a step to its end, even when cancelled meanwhile; the cancellation is raised afterwards."""
+    task = asyncio.ensure_future(step)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    task.result()
 
 
 def _refused(outcome: Enqueued | EnqueueError) -> bool:

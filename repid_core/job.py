@@ -35,7 +35,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _SECOND, _MILLISECOND, _CENTURY = timedelta(seconds=1), timedelta(milliseconds=1), timedelta(days=36525)
-_MOST_RETRIES = 1 << 31
+_MOST_RETRIES = 1 << 31  # as on the wire
+_PRIORITIES = tuple(Priority)
 _VARIANTS = "89ab"
 
 
@@ -106,7 +107,7 @@ class Job(Generic[T]):
         try:
             self.name = check_name(name, "actor name")
             self._queue = check_name(queue.name if isinstance(queue, Queue) else queue, "queue name")
-            if priority not in set(Priority):
+            if priority not in _PRIORITIES:
                 raise InvalidJobError(f"priority={priority!r}: choose Priority.LOW, MEDIUM or HIGH")
             self.priority = Priority(priority)
             for what, given in (("id_", id_), ("args_id", args_id), ("result_id", result_id)):

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from attrs import frozen
 
 from repid_core.abc import Consumer, Delivery
 from repid_core.app import current_connection
-from repid_core.connection import Connection
+from repid_core.connection import Connection, finish
 from repid_core.errors import UsageError
 from repid_core.executors import Executors
 from repid_core.health import HealthCheckServer, HealthCheckServerSettings
@@ -228,7 +228,7 @@ class _Shift:
 
     async def end(self) -> None:
         """The way out: fetch no more; let jobs end, interrupt those that do not; give back the rest (W5)."""
-        await _finish(self._end())
+        await finish(self._end())
 
     async def _end(self) -> None:
         self._stopping.set()
@@ -369,20 +369,6 @@ class _Shift:
                 await consumer.close()
             except Exception:
                 logger.exception("the consumer of %s did not close well", queue, extra={"queue": queue})
-
-
-async def _finish(step: Awaitable[None]) -> None:
-    """Await a step to its end, even when cancelled meanwhile; the cancellation is raised afterwards."""
-    task = asyncio.ensure_future(step)
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
-    task.result()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 from attrs import evolve
 
 from repid_core.abc import BucketBroker, Consumer, Delivery, MessageBroker
-from repid_core.data import Browsed, Capability, Death, Enqueued, Envelope, MessageCategory, Priority, QueueStats
+from repid_core.data import Browsed, Capability, Death, DeathReason, Enqueued, Envelope, MessageCategory, Priority, QueueStats
 from repid_core.errors import (
     AlreadySettledError,
     BrokerConnectionError,
@@ -44,7 +44,7 @@ def breaks(number: str, *tests: str) -> Callable[[T], T]:
 
 class MessageSuite(MessageBrokerConformance):
     address, secrets = "broker.example:1234", ("s3cret",)
-    backlog = 60_000
+    backlog = 100_000
 
     @property
     def in_process(self) -> str | None:  # type: ignore[override]
@@ -470,6 +470,46 @@ class DropsHeaders(Broken):
 class DropsRecurrence(Broken):
     async def enqueue(self, envelope: Envelope) -> Enqueued:
         return await super().enqueue(evolve(envelope, parameters=evolve(envelope.parameters, recurrence=None)))
+
+
+@breaks("M8", "test_expired_message", "test_worker_buries_expired_messages")
+class DropsExpiresAt(Broken):
+    async def enqueue(self, envelope: Envelope) -> Enqueued:
+        return await super().enqueue(evolve(envelope, expires_at=None))
+
+
+@breaks("M8", "test_ttl_starts_anew_at_a_retry")
+class RequeueKeepsTheOldExpiry(Broken):
+    class Handed(InMemoryDelivery):
+        async def requeue(self, envelope: Envelope) -> None:
+            await super().requeue(evolve(envelope, expires_at=self.envelope.expires_at))
+
+
+@breaks("M8", "test_recurring_message_outlives_its_ttl", "test_message_without_ttl_never_expires")
+class ExpiresByItsOwnCount(Broken):
+    class Gets(BrokenConsumer):
+        async def receive(self, limit: int) -> Sequence[Delivery]:
+            while True:
+                deliveries = await super().receive(limit)
+                now = self.broker.clock.now()
+                young = []
+                for delivery in deliveries:
+                    ttl = delivery.envelope.parameters.ttl
+                    start = delivery.envelope.due or delivery.envelope.parameters.timestamp
+                    if ttl is not None and start + ttl < now:
+                        await delivery.nack(Death(DeathReason.EXPIRED, now))
+                    else:
+                        young.append(delivery)
+                if young:
+                    return young
+
+
+@breaks("M8", "test_ttl_counts_from_due_time")
+class TtlCountsFromTheEnqueue(Broken):
+    async def enqueue(self, envelope: Envelope) -> Enqueued:
+        if envelope.expires_at is not None and envelope.due is not None:
+            envelope = evolve(envelope, due=envelope.expires_at)
+        return await super().enqueue(envelope)
 
 
 @breaks("M1", "test_enqueue_returns_once_accepted")

@@ -8,9 +8,10 @@ from repid_core.testing.conformance.identity import IdentityTests
 from repid_core.testing.conformance.queues import QueueTests
 from repid_core.testing.conformance.sharing import SharingTests
 from repid_core.testing.conformance.timing import TimingTests
+from repid_core.testing.conformance.working import WorkingTests
 
 
-class MessageBrokerConformance(DeliveryTests, TimingTests, SharingTests, DeadTests, IdentityTests, QueueTests):
+class MessageBrokerConformance(DeliveryTests, TimingTests, SharingTests, DeadTests, IdentityTests, QueueTests, WorkingTests):
     """Holds a message broker to the contract.
 
     Use it so::

@@ -76,7 +76,7 @@ class WorkingTests(MessageSuite):
     async def test_recurring_message_outlives_its_ttl(self) -> None:
         ran: list[datetime] = []
         async with self.working(ran) as connection:
-            every = 2 * self.a_while
+            every = max(timedelta(seconds=1), 2 * self.a_while)
             await Job("work", self.queue, id_="again", deferred_by=every, ttl=self.a_while / 10, connection=connection).enqueue()
             await self.wait(2.5 * every)
             await self.work(1, every)
