@@ -99,6 +99,7 @@ class Connection:
         )
         self._opened: tuple[asyncio.AbstractEventLoop, int] | None = None
         self._stack = AsyncExitStack()
+        self._failures: list[Exception] = []  # of closing
 
     @property
     def is_open(self) -> bool:
@@ -118,12 +119,13 @@ class Connection:
             self.check()
             raise AlreadyConnectedError
         self._opened = asyncio.get_running_loop(), os.getpid()
+        self._failures.clear()
         try:
             async with AsyncExitStack() as stack:
                 for broker in self._brokers():
                     broker.clock = self.clock
                     await broker.connect()
-                    stack.push_async_callback(broker.disconnect)
+                    stack.push_async_callback(self._close, broker)
                 self._stack = stack.pop_all()
         except BaseException:
             self._opened = None
@@ -132,13 +134,15 @@ class Connection:
     async def disconnect(self) -> None:
         """Close the brokers, the message broker last. Idempotent; `connect` may follow.
 
-        Every broker is closed, even if one fails or the call is cancelled; the first error is raised then.
+        Every broker is closed, even if one fails or the call is cancelled; errors are logged, and the first is raised.
         """
         if self._opened is None:
             return
         self.check()
         self._opened = None
         await finish(self._stack.aclose())
+        if self._failures:
+            raise self._failures[0]
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -152,8 +156,12 @@ class Connection:
         if self._opened is None:
             raise NotConnectedError
         loop, pid = self._opened
-        if loop is not asyncio.get_running_loop() or pid != os.getpid():
-            raise WrongEventLoopError
+        try:
+            if loop is asyncio.get_running_loop() and pid == os.getpid():
+                return
+        except RuntimeError:  # there is none, or it was left behind by a fork
+            pass
+        raise WrongEventLoopError
 
     async def enqueue(self, job: Enqueueable) -> Receipt:
         """Enqueue one job; see `Job.enqueue`."""
@@ -222,13 +230,21 @@ class Connection:
             if (emit := self.middleware.before_enqueue) is not None:
                 for envelope in envelopes:
                     await emit(envelope=envelope, queue=envelope.key.queue)
+            told: Sequence[object] = ()
             try:
                 if stored:
                     await self.payloads.store_args(stored)
-                outcomes = await self._enqueue(envelopes)
-            except RepidError:  # a store could not be reached, or refused, so no message is there
-                await self._drop_args(envelopes)
+                told = outcomes = await self._enqueue(envelopes)
+            except BaseException as error:
+                told = [error] * len(envelopes)
+                if isinstance(error, RepidError):  # a store could not be reached, or refused, so no message is there
+                    await self._drop_args(envelopes)
                 raise
+            finally:
+                if (emit := self.middleware.after_enqueue) is not None:
+                    for envelope, outcome in zip(envelopes, told, strict=True):
+                        fact = "error" if isinstance(outcome, BaseException) else "outcome"
+                        await emit(envelope=envelope, queue=envelope.key.queue, **{fact: outcome})
             await self._drop_args([envelope for envelope, outcome in zip(envelopes, outcomes, strict=True) if _refused(outcome)])
             return outcomes
 
@@ -253,6 +269,13 @@ class Connection:
                     await self.payloads.delete_args(envelope.args_id)
                 except BucketBrokerError:
                     logger.exception("args bucket %s is left behind", envelope.args_id, extra={"job": envelope.key.id_})
+
+    async def _close(self, broker: Broker) -> None:
+        try:
+            await broker.disconnect()
+        except Exception as error:
+            logger.exception("%s did not close well", type(broker).__name__)
+            self._failures.append(error)
 
     def _brokers(self) -> list[Broker]:
         brokers = (self.message_broker, self.args_bucket_broker, self.results_bucket_broker)

@@ -215,5 +215,5 @@ class ResultTimeoutError(RepidError, TimeoutError):
     """No result came in time: the job may still be queued or running, or does not store its result."""
 
 
-class ActorEnded(BaseException):  # noqa: N818 — it is no error
+class ActorEnded(BaseException):
     """Leaves an actor after it has settled its own message; actors let it pass."""

@@ -105,14 +105,8 @@ class InMemoryBucketBroker(BucketBroker):
         self._buckets.pop(id_, None)
 
     async def store_many(self, buckets: Sequence[tuple[str, bytes, timedelta | None]]) -> None:
-        errors = []
         for bucket in buckets:
-            try:
-                await self.store_bucket(*bucket)
-            except PayloadTooLargeError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
+            await self.store_bucket(*bucket)
 
     async def get_many(self, ids: Sequence[str]) -> list[bytes | None]:
         return [await self.get_bucket(id_) for id_ in ids]

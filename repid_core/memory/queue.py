@@ -70,10 +70,7 @@ class MemoryQueue:
 
     def _add(self, envelope: Envelope) -> None:
         entry = self.live[envelope.key.id_] = Entry(envelope)
-        self._place(entry)
-
-    def _place(self, entry: Entry) -> None:
-        due = entry.envelope.due
+        due = envelope.due
         if due is None or due <= self.clock.now():
             self._make_ready(entry)
         else:
@@ -186,7 +183,6 @@ class MemoryQueue:
 
     def requeue(self, entry: Entry, envelope: Envelope) -> None:
         """Put `envelope`, of the same id, in the place of one in hand; its deaths are forgotten."""
-        self.finish(entry)
         self._add(envelope)
 
     # -- leases ------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -217,12 +218,36 @@ class TestClosing:
         assert diary.entries[3:] == ["close results", "close args", "close messages"]
         assert not connection.is_open
 
-    async def test_when_several_fail_none_of_the_errors_is_lost(self):
+    async def test_when_several_fail_the_first_is_raised_and_all_are_logged(self, caplog):
         connection, _ = noted("close results", "close messages")
         await connection.connect()
-        with pytest.raises(BrokerConnectionError, match="close messages") as caught:
+        with pytest.raises(BucketConnectionError, match="close results"):
             await connection.disconnect()
-        assert isinstance(caught.value.__context__, BucketConnectionError)
+        assert "Buckets did not close well" in caplog.text
+        assert "Messages did not close well" in caplog.text
+        await connection.connect()
+        connection.message_broker.diary.faults.clear()
+        await connection.disconnect()
+
+    async def test_failing_to_close_does_not_hide_why_it_did_not_open(self):
+        connection, diary = noted("open results", "close messages")
+        with pytest.raises(BucketConnectionError, match="open results"):
+            await connection.connect()
+        assert diary.entries[-2:] == ["close args", "close messages"]
+
+    async def test_cancelled_it_stays_cancelled_when_a_broker_fails(self):
+        connection, diary = noted("close results")
+        await connection.connect()
+        release = diary.block["close results"] = asyncio.Event()
+        task = asyncio.create_task(connection.disconnect())
+        while "close results" not in diary.entries:
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        release.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert diary.entries[-1] == "close messages"
 
     async def test_cancelled_it_closes_all_the_same(self):
         connection, diary = noted()
@@ -289,26 +314,37 @@ class TestUse:
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
     @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
     async def test_after_a_fork(self):
+        """Neither on the loop that was copied nor on one of the child's own."""
+
+        def tried(use: Callable[[], object]) -> str:
+            try:
+                use()
+            except WrongEventLoopError as error:
+                return str(error)
+            except BaseException as error:  # noqa: BLE001 — told to the parent
+                return repr(error)
+            return "usable"
+
         connection, _ = noted()
         async with connection:
             reader, writer = os.pipe()
             child = os.fork()
-            if child == 0:  # the running loop, copied: no await here, and the child must never reach pytest
-                try:
-                    connection.check()
-                    said = "usable"
-                except WrongEventLoopError as error:
-                    said = str(error)
-                except BaseException as error:  # noqa: BLE001 — told to the parent
-                    said = repr(error)
-                os.write(writer, said.encode())
+            if child == 0:  # it must never reach pytest
+                answers = [tried(connection.check), tried(lambda: asyncio.run(connection.enqueue(Job("act"))))]
+                os.write(writer, "\n".join(answers).encode())
                 os._exit(0)
             os.close(writer)
             with os.fdopen(reader, "rb") as pipe:
-                said = pipe.read().decode()
+                answers = pipe.read().decode().splitlines()
             os.waitpid(child, 0)
-            assert "before a fork" in said
+            assert len(answers) == 2
+            assert all("before a fork: open one connection for each loop and process" in answer for answer in answers), answers
             connection.check()
+
+    async def test_without_a_loop(self):
+        async with noted()[0] as connection:
+            with pytest.raises(WrongEventLoopError):
+                await asyncio.to_thread(connection.check)
 
 
 class Refusing(InMemoryMessageBroker):

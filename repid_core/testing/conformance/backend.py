@@ -174,7 +174,8 @@ class BackendSuite(ConformanceSuite, Generic[B]):
     async def within(self, call: Coroutine[Any, Any, _R], what: str, span: timedelta = NOW) -> _R:
         """The result of `call`, which must end within `span`."""
         task = self.task(call)
-        check(await self.let(task, span), f"{what} did not end within {span + (NOW if self._manual else self.patience)}")
+        allowed = span + (NOW if self._manual else self.patience)
+        check(await self.let(task, span), f"{what} did not end {f'within {allowed}' if allowed else 'at once'}")
         return await task
 
     async def eventually(self, true: Callable[[], object]) -> bool:

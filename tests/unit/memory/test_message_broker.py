@@ -101,6 +101,21 @@ class TestWakeUps:
         assert await post.got(rescue) == ["b"]
         waiting.cancel()
 
+    async def test_full_consumers_sleep(self, post: Any) -> None:
+        """They do not wake each other over a message that neither has room for."""
+        waiting = []
+        for number in range(2):
+            consumer = await post.consumer(prefetch=1)
+            await post.put(f"held{number}")
+            await consumer.receive(1)
+            waiting.append(await post.receiving(consumer))
+        asleep = list(post.broker._queues["q"].ready.waiters)
+        await post.put("a")
+        await post.clock.settle()
+        assert list(post.broker._queues["q"].ready.waiters) == asleep
+        for task in waiting:
+            task.cancel()
+
     @pytest.mark.parametrize("how", ["due", "reject", "requeue", "close", "reap", "replace", "redrive"])
     async def test_whatever_makes_a_message_ready_wakes(self, post: Any, how: str) -> None:
         holder = await post.consumer()
@@ -198,6 +213,7 @@ class TestLeases:
         assert [(d.envelope.key.id_, d.redelivered) for d in again] == [("a", True), ("b", False)]
 
     async def test_a_consumer_may_be_collected_in_another_thread(self, post: Any) -> None:
+        asyncio.get_running_loop().set_debug(True)  # it looks who calls then
         await post.put("a")
         consumers = [await post.consumer()]
         await consumers[0].receive(1)
@@ -271,6 +287,16 @@ class TestLeases:
         [held] = await consumer.receive(1)
         assert not held.redelivered
 
+    async def test_a_message_that_replaces_another_has_killed_nobody(self, post: Any) -> None:
+        await post.put("a")
+        consumer = await post.consumer()
+        await consumer.receive(1)
+        post.broker.kill(consumer)
+        await post.clock.advance(LEASE)
+        await post.put("a", on_duplicate="replace")
+        [held] = await (await post.consumer()).receive(1)
+        assert not held.redelivered
+
     @pytest.mark.parametrize("category", [DELAYED, DEAD])
     async def test_those_who_only_look_kill_nothing(self, post: Any, category: MessageCategory) -> None:
         await post.put("a", delay=1e6 if category is DELAYED else None)
@@ -279,7 +305,8 @@ class TestLeases:
         before = await post.stats()
         for _ in range(5):
             consumer = await post.consumer(category=category)
-            assert len(await consumer.receive(1)) == 1
+            [held] = await consumer.receive(1)
+            assert not held.redelivered
             post.broker.kill(consumer)
             await post.clock.advance(LEASE)
             assert await post.stats() == before
@@ -347,6 +374,16 @@ class TestSettling:
         await held.reject()
         assert await post.stats() == (1, 0, 0, 0)
 
+    async def test_a_delayed_message_that_is_given_back_still_falls_due(self, post: Any) -> None:
+        """Also if the timer went off for another one meanwhile."""
+        await post.put("sooner", delay=5)
+        await post.put("later", topic="mine", delay=10)
+        [held] = await (await post.consumer({"mine"}, category=DELAYED)).receive(1)
+        await post.clock.advance(timedelta(seconds=7))
+        await held.reject()
+        await post.clock.advance(timedelta(seconds=3))
+        assert await post.stats() == (2, 0, 0, 0)
+
     async def test_settling_after_the_queue_was_deleted_brings_nothing_back(self, post: Any) -> None:
         await post.put("a", "b", "c", "d")
         a, b, c, d = await (consumer := await post.consumer()).receive(4)
@@ -368,12 +405,15 @@ class TestSettling:
         assert await post.stats() == (0, 1, 0, 0)
         settle = {"ack": (), "nack": (death(post),), "reject": (), "requeue": (post.envelope("a", delay=9),)}
         await getattr(held, way)(*settle[way])
-        assert await post.stats() == {
-            "ack": (0, 0, 0, 0),
-            "nack": (0, 0, 0, 1),
-            "reject": (1, 0, 0, 0),
-            "requeue": (0, 0, 1, 0),
-        }[way]
+        assert (
+            await post.stats()
+            == {
+                "ack": (0, 0, 0, 0),
+                "nack": (0, 0, 0, 1),
+                "reject": (1, 0, 0, 0),
+                "requeue": (0, 0, 1, 0),
+            }[way]
+        )
 
 
 class TestBrowse:
@@ -507,6 +547,11 @@ class TestLifetime:
         await broker.delete_queue("q")
         await consumer.close()
         assert broker._queues == {}
+
+    async def test_a_deleted_queue_leaves_no_timer_behind(self, post: Any) -> None:
+        await post.put("a", delay=5)
+        await post.broker.delete_queue("q")
+        assert [timer for *_, timer in post.clock._timers if timer.callback] == []
 
     async def test_waiting_leaves_nothing_behind(self, post: Any) -> None:
         consumer = await post.consumer()
