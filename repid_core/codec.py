@@ -41,7 +41,8 @@ _HEADER = struct.Struct(">3sBIII")
 _MESSAGE, _BUCKET = b"RPM", b"RPB"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
-_LONGEST, _LATEST = 1 << 42, 1 << 45  # ms: 139 years, and 1970 ± 1115, so that no sum of them overflows a datetime
+_LONGEST = 1 << 42  # ms, 139 years
+_EARLIEST, _LATEST = -(1 << 45), 1 << 46  # ms, the years 855 to 4199: with any span added, they are still datetimes
 _MOST, _UINT32, _INT64 = (1 << 31) - 1, (1 << 32) - 1, (1 << 63) - 1
 _DEPTH = 32  # of fields that are not known here
 _OUTCOME = ("success", "started_when", "finished_when", "exception", "traceback")
@@ -199,7 +200,7 @@ def _span(ms: Any, name: str) -> timedelta:
 
 
 def _time(ms: Any, name: str) -> datetime:
-    return _EPOCH + _number(ms, name, -_LATEST, _LATEST) * _MILLISECOND
+    return _EPOCH + _number(ms, name, _EARLIEST, _LATEST) * _MILLISECOND
 
 
 def _check_depth(value: object, levels: int) -> None:

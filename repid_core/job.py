@@ -116,7 +116,8 @@ class Job(Generic[T]):
             if cron is not None:
                 check_cron(cron, timezone)
             if isinstance(deferred_until, datetime):
-                aware(deferred_until)
+                if aware(deferred_until).year >= 4000:  # the wire has its end, and so have datetimes
+                    raise InvalidJobError(f"deferred_until={deferred_until!r}: choose a time before the year 4000")
             elif deferred_until is not None:
                 raise InvalidJobError(f"deferred_until={deferred_until!r}: give a datetime")
         except ValueError as error:

@@ -101,7 +101,8 @@ class Held:
         return self._delivery.death
 
     def _nack(self, error: str | None) -> Settlement:
-        attempts = self.parameters.tried + 1
+        envelope = envelope_of(self._delivery)
+        attempts = 0 if envelope is None else envelope.parameters.tried + 1
         return Settlement("nack", death=Death(DeathReason.NACKED, self._connection.clock.now(), attempts, error))
 
     def _retry(self, next_retry: timedelta | None, *, counted: bool) -> Settlement:

@@ -35,6 +35,7 @@ from repid_core.errors import (
     ActorEnded,
     BucketConnectionError,
     CodecError,
+    ConfigError,
     ConversionError,
     CorruptBucketError,
     DeliveryLostError,
@@ -277,16 +278,16 @@ class Run:
         return Verdict(ended, settlement, outcome)
 
     def _again(self) -> Settlement | None:
-        """The next run of a recurring message (W7)."""
+        """The next run of a recurring message (W7); to DEAD if there is none to be found here."""
         recurrence = self.envelope.parameters.recurrence
         if recurrence is None:
             return None
         now = self.processor.clock.now()
         try:
             due = next_due(recurrence, max(now, self.envelope.due or now))
-        except ValueError as error:
+        except (ValueError, ConfigError) as error:  # no such time, or this worker lacks cronsim or time zones
             logger.error("%s comes no more: %s", self.envelope.key.topic, error, extra=_who(self.envelope))  # noqa: TRY400
-            return None
+            return Settlement("nack", death=Death(DeathReason.INVALID, now, self.envelope.parameters.tried, _text(error)))
         return Settlement("requeue", rescheduled(self.envelope, due, now))
 
     def _own_verdict(self, message: MessageDependency, started: int, returned: tuple[Any] | None) -> Verdict:
@@ -294,7 +295,7 @@ class Run:
         result, exception = message.result or returned, message.exception
         settlement = message.settlement or self._again() or ACK
         kind = settlement.kind
-        if kind == "nack":
+        if kind == "nack" and message.settlement is not None:
             outcome = _failure(exception or "Nacked", started, settlement.death.error if settlement.death else None)
             return Verdict(Ended.NACKED, settlement, outcome)
         if exception is not None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar, overload
-from weakref import WeakKeyDictionary
 
 from attrs import field, frozen
 
@@ -71,8 +70,8 @@ class Actor:
         return (self.converter_class or default)(self.fn, self.dependencies.names)
 
 
-# What `Job.of` knows of a function; the decorator leaves the function itself as it is.
-_declared: WeakKeyDictionary[Callable[..., Any], list[Actor]] = WeakKeyDictionary()
+# What `Job.of` knows of a function; the decorator leaves the function itself as it is. An actor is for the process's life.
+_declared: dict[Callable[..., Any], list[Actor]] = {}
 
 
 def actor_of(fn: Callable[..., Any], name: str | None = None) -> Actor:
@@ -179,11 +178,12 @@ class Router:
     ) -> Actor:
         if not callable(fn):
             raise InvalidActorError(f"{fn!r} cannot be an actor: it is not callable")
+        if not isinstance(fn, Hashable):
+            raise InvalidActorError(f"{fn!r} cannot be an actor: it is not hashable; declare one of its methods")
         if inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
             raise InvalidActorError(f"{_text(fn)} cannot be an actor: it is a generator; return the values instead")
         is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
         in_process = self.defaults.run_in_process and not is_async if run_in_process is None else run_in_process
-        dependencies = Dependencies.of(fn)
         if in_process:
             if is_async:
                 raise InvalidActorError(f"{_text(fn)} is async and runs on the event loop: leave out run_in_process")
@@ -200,7 +200,7 @@ class Router:
                 retry_policy=retry_policy or self.defaults.retry_policy,
                 run_in_process=in_process,
                 converter_class=converter or self.defaults.converter,
-                dependencies=dependencies,
+                dependencies=Dependencies.of(fn),
                 is_async=is_async,
             )
         except ValueError as error:

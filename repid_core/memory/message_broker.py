@@ -60,6 +60,7 @@ class InMemoryMessageBroker(MessageBroker):
         self.limits = Limits(
             delay_step=timedelta(microseconds=1),
             lease=settings.lease,
+            max_delay=timedelta(days=36525),
             max_payload=settings.max_payload,
             max_deliveries=settings.max_deliveries,
         )

@@ -78,7 +78,7 @@ def parts(name: str) -> type[Exception]:
 
 ids = st.from_regex(r"[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,30}", fullmatch=True)
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}", fullmatch=True)
-times = st.integers(-(2**45), 2**45).map(from_ms)
+times = st.integers(-(2**45), 2**46).map(from_ms)
 spans = st.integers(1, 2**42).map(lambda ms: ms * MILLISECOND)
 counts = st.integers(0, 2**31 - 1)
 json_values = st.recursive(
@@ -321,9 +321,9 @@ def test_a_newer_version_is_told_by_four_bytes_whatever_follows(version: int) ->
     ids=lambda fields: fields[:20].decode(errors="replace"),
 )
 def test_fields_that_are_no_json_object_are_corrupt(fields: bytes) -> None:
-    with pytest.raises(CorruptMessageError):
+    with pytest.raises(CorruptMessageError, match=r"the message is damaged: its fields are (not JSON|no JSON object)"):
         decode_envelope(frame(b"RPM", fields))
-    with pytest.raises(CorruptBucketError):
+    with pytest.raises(CorruptBucketError, match=r"bucket 'id' in .* is damaged: its fields are (not JSON|no JSON object)"):
         decode_bucket(frame(b"RPB", fields), "id", None)
 
 
@@ -349,7 +349,7 @@ NO_NAME = [*NO_TEXT, "", "1a", "a b", "a/b", "a\n", "a" * 129]
 NO_NUMBER: list[Any] = [None, "7", 1.5, 5.0, True, False, [], {}, 10**20, -(10**20), 10**400]
 NO_SPAN = [*NO_NUMBER, 0, -1, 2**42 + 1]
 NO_COUNT = [*NO_NUMBER, -1, 2**31]
-NO_TIME = [*NO_NUMBER, 2**45 + 1, -(2**45) - 1]
+NO_TIME = [*NO_NUMBER, 2**46 + 1, -(2**45) - 1]
 NO_PART = [7, "a", True, False, [], [1], 0, ""]
 WRONG: list[tuple[str, list[Any]]] = [
     ("id", NO_ID),
@@ -485,7 +485,7 @@ def test_whatever_is_in_the_fields_it_is_read_and_written_again_or_corrupt(
 
 def test_the_longest_spans_after_the_latest_times_are_still_times() -> None:
     parameters = evolve(MESSAGE.parameters, ttl=2**42 * MILLISECOND, timeout=2**42 * MILLISECOND)
-    for ms in (2**45, -(2**45)):
+    for ms in (2**46, -(2**45)):
         read = decode_envelope(encode_envelope(evolve(MESSAGE, parameters=parameters, due=from_ms(ms))))
         assert read.due == from_ms(ms)
         check_sums(read)

@@ -114,6 +114,7 @@ class TestArguments:
             ({"deferred_until": "tomorrow"}, r"deferred_until='tomorrow': give a datetime"),
             ({"deferred_until": 3600}, r"deferred_until=3600: give a datetime"),
             ({"deferred_until": datetime.max.replace(tzinfo=timezone(-timedelta(hours=1)))}, r"is out of range: choose one in the years 2 to"),
+            ({"deferred_until": datetime(9000, 1, 1), "ttl": 36525 * DAY}, r"deferred_until=.*: choose a time before the year 4000"),
             ({"deferred_by": 60}, r"deferred_by=60: give a timedelta, such as timedelta\(seconds=30\)"),
             ({"deferred_by": -SECOND}, r"deferred_by=.*: give at least 0:00:01 and at most a hundred years"),
             ({"deferred_by": timedelta(milliseconds=999)}, r"deferred_by=.*: give at least 0:00:01 and at most"),
@@ -286,8 +287,9 @@ class TestTimes:
 
     async def test_later_than_the_broker_holds_is_refused_at_once(self, connection, clock):
         """M7: the declared `max_delay`."""
-        job: Job[Any] = Job("act", deferred_until=clock.now() + 400 * DAY, args=[1])
-        with pytest.raises(InvalidJobError, match=r"due at 2031-02-05.*InMemoryMessageBroker holds messages for 365 days.*later"):
+        connection.message_broker.limits = Limits(max_delay=7 * DAY)
+        job: Job[Any] = Job("act", deferred_until=clock.now() + 8 * DAY, args=[1])
+        with pytest.raises(InvalidJobError, match=r"due at 2030-01-09T12.*InMemoryMessageBroker holds messages for 7 days.*later"):
             await job.enqueue()
         await assert_untouched(connection)
 
