@@ -82,8 +82,11 @@ class Repid:
         await self.connection.disconnect()
 
     async def _connect(self) -> None:
-        if not self.connection.is_open:
-            await self.connection.connect()
+        while not self.connection.is_open:
+            if (opening := self.connection.opening) is not None:  # another task is about to
+                await opening.wait()
+            else:
+                await self.connection.connect()
         self.connection.check()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Protocol, Self
 
@@ -65,6 +65,9 @@ class Connection:
         converter: A plugin's name or a class, for actors that name none; by default `Config.CONVERTER`.
         args_bucket_threshold: Serialized arguments of at least as many bytes go to the args bucket broker, if there is one.
         clock: The time that core and in-process brokers go by.
+
+    Attributes:
+        opening: While `connect` is at work, what is set when it has ended.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Connection:
             self.middleware,
             clock,
         )
+        self.opening: asyncio.Event | None = None
         self._opened: tuple[asyncio.AbstractEventLoop, int] | None = None
         self._stack = AsyncExitStack()
         self._failures: list[Exception] = []  # of closing
@@ -118,7 +122,9 @@ class Connection:
         if self._opened is not None:
             self.check()
             raise AlreadyConnectedError
-        self._opened = asyncio.get_running_loop(), os.getpid()
+        if self.opening is not None:
+            raise AlreadyConnectedError
+        self.opening = opening = asyncio.Event()
         self._failures.clear()
         try:
             async with AsyncExitStack() as stack:
@@ -127,9 +133,10 @@ class Connection:
                     await broker.connect()
                     stack.push_async_callback(self._close, broker)
                 self._stack = stack.pop_all()
-        except BaseException:
-            self._opened = None
-            raise
+            self._opened = asyncio.get_running_loop(), os.getpid()
+        finally:
+            self.opening = None
+            opening.set()
 
     async def disconnect(self) -> None:
         """Close the brokers, the message broker last. Idempotent; `connect` may follow.
@@ -175,7 +182,7 @@ class Connection:
             raise outcome
         return Receipt(draft.envelope.key.id_, outcome)
 
-    async def enqueue_many(self, jobs: Sequence[Enqueueable]) -> list[Receipt]:
+    async def enqueue_many(self, jobs: Iterable[Enqueueable]) -> list[Receipt]:
         """Enqueue jobs in their order, in few round trips.
 
         All are checked and serialized before anything is stored or sent.
@@ -250,7 +257,9 @@ class Connection:
 
         outcomes = await self.middleware.enqueue(send)([draft.envelope for draft in drafts])
         if not isinstance(outcomes, Sequence) or len(outcomes) != len(drafts):
-            raise UsageError(f"around_enqueue of a middleware gave {outcomes!r}: return what call_next gives, one outcome per message")
+            raise UsageError(
+                f"around_enqueue of a middleware gave {outcomes!r}: return what call_next gives, one outcome per message"
+            )
         return outcomes
 
     async def _enqueue(self, envelopes: Sequence[Envelope]) -> Sequence[Enqueued | EnqueueError]:

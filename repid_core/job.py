@@ -80,7 +80,7 @@ class Job(Generic[T]):
         InvalidJobError: A `ValueError` that names the argument.
     """
 
-    def __init__(
+    def __init__(  # noqa: C901, PLR0912 — one check for each argument
         self,
         name: str,
         queue: str | Queue = "default",
@@ -320,11 +320,13 @@ class Job(Generic[T]):
             JobFailedError: It failed; the error holds the bucket, with the remote traceback.
             ResultTimeoutError: No result came in time.
         """
-        if isinstance(timeout, int | float):
-            timeout = timedelta(seconds=timeout)
-        elif not isinstance(timeout, timedelta | None):
-            raise UsageError(f"wait(timeout={timeout!r}): give a timedelta, seconds, or None for ever")
-        bucket = await self._results().payloads.wait_result(self.result_id, timeout)
+        try:
+            limit = timedelta(seconds=timeout) if isinstance(timeout, int | float) else timeout
+        except (OverflowError, ValueError):
+            limit = timedelta.max
+        if limit is not None and not (isinstance(limit, timedelta) and limit <= _CENTURY):
+            raise UsageError(f"wait(timeout={timeout!r}): give a timedelta or seconds, or None for ever")
+        bucket = await self._results().payloads.wait_result(self.result_id, limit)
         if not bucket.success:
             raise JobFailedError(bucket)
         return cast("T", bucket.data if self._converter is None else self._converter.load_outputs(bucket.data))
@@ -351,7 +353,9 @@ class Job(Generic[T]):
         if sent is not None:
             parameters = sent.parameters
         else:  # another process enqueued it, and may have given the result's id
-            parameters = Parameters(now, result_id=None if self.store_result is False else self._result_id, result_ttl=self.result_ttl)
+            parameters = Parameters(
+                now, result_id=None if self.store_result is False else self._result_id, result_ttl=self.result_ttl
+            )
         ns = int(now.timestamp() * 1e9)
         outcome = Outcome(success=False, started_when=ns, finished_when=ns, exception="Cancelled")
         await connection.payloads.store_result(parameters, outcome)

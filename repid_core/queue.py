@@ -27,6 +27,8 @@ class Queue:
             self.name = check_name(name, "queue name")
         except ValueError as error:
             raise InvalidJobError(str(error)) from error
+        if connection is not None and not isinstance(connection, Connection):
+            raise InvalidJobError(f"connection={connection!r}: give a Connection")
         self._connection = connection
 
     def __repr__(self) -> str:
@@ -43,23 +45,17 @@ class Queue:
         """Make the queue; `enqueue` does it by itself. Idempotent."""
         connection = self.connection
         facts = {"queue": self.name}
-        await connection.middleware.watch(
-            "queue_declare", facts, connection.message_broker.declare_queue, self.name, topics
-        )
+        await connection.middleware.watch("queue_declare", facts, connection.message_broker.declare_queue, self.name, topics)
 
     async def flush(self) -> None:
         """Remove its ready, delayed and dead messages; running ones go on."""
         connection = self.connection
-        await connection.middleware.watch(
-            "queue_flush", {"queue": self.name}, connection.message_broker.flush_queue, self.name
-        )
+        await connection.middleware.watch("queue_flush", {"queue": self.name}, connection.message_broker.flush_queue, self.name)
 
     async def delete(self) -> None:
         """Remove it and all that belongs to it."""
         connection = self.connection
-        await connection.middleware.watch(
-            "queue_delete", {"queue": self.name}, connection.message_broker.delete_queue, self.name
-        )
+        await connection.middleware.watch("queue_delete", {"queue": self.name}, connection.message_broker.delete_queue, self.name)
 
     async def stats(self) -> QueueStats:
         """Count its messages."""
@@ -82,16 +78,18 @@ class Queue:
 
         Raises:
             UnsupportedFeatureError: The broker does not give out delayed messages.
+            InvalidJobError: An argument is not valid.
         """
         connection = self.connection
         broker = connection.message_broker
         if category is MessageCategory.DELAYED and Capability.DELAYED_ACCESS not in broker.capabilities:
             raise UnsupportedFeatureError(Capability.DELAYED_ACCESS, broker)
-        if isinstance(topics, str) or max_unacked_messages < 1:
-            raise InvalidJobError(
-                f"get_messages(topics={topics!r}, max_unacked_messages={max_unacked_messages!r}): topics is a "
-                "collection of actors' names, and at least one message must be allowed",
-            )
+        if isinstance(topics, str):
+            raise InvalidJobError(f"get_messages(topics={topics!r}): give a list of actors' names")
+        if type(max_unacked_messages) is not int or max_unacked_messages < 1:
+            raise InvalidJobError(f"get_messages(max_unacked_messages={max_unacked_messages!r}): give a whole number, 1 or more")
+        if not isinstance(category, MessageCategory):
+            raise InvalidJobError(f"get_messages(category={category!r}): choose MessageCategory.NORMAL, DELAYED or DEAD")
         consumer = broker.consumer(self.name, topics, prefetch=max_unacked_messages, category=category)
         await consumer.start()
         try:

@@ -74,6 +74,37 @@ class TestMagic:
                 pass
         assert bound() is None
 
+    @pytest.mark.parametrize("fails", [False, True])
+    async def test_two_tasks_that_start_together_connect_once(self, fails):
+        """Neither goes on before the brokers are open; if the one fails, the other tries itself."""
+        begun, release, opened = asyncio.Event(), asyncio.Event(), 0
+
+        class Slow(InMemoryMessageBroker):
+            async def connect(self) -> None:
+                nonlocal opened
+                opened += 1
+                begun.set()
+                await release.wait()
+                if fails and opened == 1:
+                    raise NotConnectedError("away")
+                await super().connect()
+
+        app = Repid(Connection(Slow()))
+
+        async def part() -> None:
+            async with app.magic():
+                await Job("act").enqueue()
+
+        async with asyncio.timeout(5):
+            tasks = [asyncio.create_task(part()) for _ in range(3)]
+            await begun.wait()
+            await asyncio.sleep(0)
+            release.set()
+            errors = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(error) for error in errors if error] == ([NotConnectedError] if fails else [])
+        assert opened == 1 + fails
+        await app.connection.disconnect()
+
     async def test_tasks_that_were_there_before_see_it(self, app):
         """A web handler sees what the application's start-up bound."""
         ready = asyncio.Event()
@@ -194,7 +225,7 @@ class TestMagicConnect:
 
 class TestNoConnection:
     async def test_says_what_to_do(self):
-        said = r"no connection in reach: pass `connection=…`, or make the call inside `async with Repid\(connection\)\.magic\(\):`"
+        said = r"no connection in reach: pass `connection=…`, or make the call inside `async with Repid\(connection\)\.magic"
         with pytest.raises(NoConnectionError, match=said):
             await Job("act").enqueue()
         with pytest.raises(NoConnectionError, match=said):

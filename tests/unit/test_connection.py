@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from repid_core import (
     MessageBroker,
     MessageCategory,
     Receipt,
+    Worker,
 )
 from repid_core.cattrs_converter import CattrsConverter
 from repid_core.errors import (
@@ -48,14 +48,21 @@ class Diary:
         self.entries: list[str] = []
         self.faults = set(faults)
         self.block: dict[str, asyncio.Event] = {}
+        self.changed = asyncio.Event()
 
     async def note(self, entry: str, error: type[Exception]) -> None:
         self.entries.append(entry)
+        self.changed.set()
         if entry in self.block:
             await self.block[entry].wait()
             self.entries.append(f"{entry} done")
         if entry in self.faults:
             raise error(entry)
+
+    async def reached(self, entry: str) -> None:
+        while entry not in self.entries:
+            self.changed.clear()
+            await self.changed.wait()
 
 
 class Messages(InMemoryMessageBroker):
@@ -163,6 +170,21 @@ class TestOpening:
             await connection.enqueue(Job("act"))
         assert diary.entries.count("open messages") == 1
 
+    async def test_twice_at_once_is_an_error_and_it_is_not_open_before_it_is(self):
+        connection, diary = noted()
+        release = diary.block["open args"] = asyncio.Event()
+        task = asyncio.create_task(connection.connect())
+        await diary.reached("open args")
+        assert not connection.is_open
+        with pytest.raises(AlreadyConnectedError):
+            await connection.connect()
+        with pytest.raises(NotConnectedError):
+            await connection.enqueue(Job("act"))
+        release.set()
+        await task
+        await connection.enqueue(Job("act"))
+        await connection.disconnect()
+
     async def test_again_after_closing(self):
         connection, _ = noted()
         for _ in range(2):
@@ -191,8 +213,7 @@ class TestOpening:
         connection, diary = noted()
         diary.block["open args"] = asyncio.Event()
         task = asyncio.create_task(connection.connect())
-        while "open args" not in diary.entries:
-            await asyncio.sleep(0)
+        await diary.reached("open args")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -240,8 +261,7 @@ class TestClosing:
         await connection.connect()
         release = diary.block["close results"] = asyncio.Event()
         task = asyncio.create_task(connection.disconnect())
-        while "close results" not in diary.entries:
-            await asyncio.sleep(0)
+        await diary.reached("close results")
         task.cancel()
         await asyncio.sleep(0)
         release.set()
@@ -254,8 +274,7 @@ class TestClosing:
         await connection.connect()
         release = diary.block["close results"] = asyncio.Event()
         task = asyncio.create_task(connection.disconnect())
-        while "close results" not in diary.entries:
-            await asyncio.sleep(0)
+        await diary.reached("close results")
         task.cancel()
         await asyncio.sleep(0)
         release.set()
@@ -296,14 +315,29 @@ class TestUse:
             pass
         await refuses()
 
+    async def test_workers(self):
+        connection, diary = noted()
+        worker = Worker(connection=connection, handle_signals=())
+        worker.actor(name="act")(noted)
+        for _ in range(2):
+            for use in (worker.run, worker.declare_all_queues):
+                with pytest.raises(NotConnectedError):
+                    await use()
+            async with connection:
+                for use in (worker.run, worker.declare_all_queues):
+                    with pytest.raises(WrongEventLoopError):
+                        await asyncio.to_thread(asyncio.run, use())
+        assert diary.entries.count("open messages") == 2
+
     def test_from_another_loop(self):
         connection, diary = noted()
         with asyncio.Runner() as runner:
             runner.run(connection.connect())
 
             async def elsewhere() -> None:
-                for use in (connection.enqueue_many([]), connection.enqueue(Job("act")), connection.connect(), connection.disconnect()):
-                    with pytest.raises(WrongEventLoopError, match="another event loop, or before a fork: open one connection for each"):
+                job: Job[Any] = Job("act")
+                for use in (connection.enqueue_many([]), connection.enqueue(job), connection.connect(), connection.disconnect()):
+                    with pytest.raises(WrongEventLoopError, match="another event loop, or before a fork: open one connection"):
                         await use
 
             asyncio.run(elsewhere())
@@ -313,33 +347,49 @@ class TestUse:
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
     @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
-    async def test_after_a_fork(self):
+    def test_after_a_fork(self):
         """Neither on the loop that was copied nor on one of the child's own."""
+        connection, _ = noted()
 
-        def tried(use: Callable[[], object]) -> str:
+        async def use() -> str:
             try:
-                use()
+                connection.check()
             except WrongEventLoopError as error:
                 return str(error)
-            except BaseException as error:  # noqa: BLE001 — told to the parent
-                return repr(error)
             return "usable"
 
-        connection, _ = noted()
-        async with connection:
+        with asyncio.Runner() as runner:
+            runner.run(connection.connect())
             reader, writer = os.pipe()
             child = os.fork()
             if child == 0:  # it must never reach pytest
-                answers = [tried(connection.check), tried(lambda: asyncio.run(connection.enqueue(Job("act"))))]
-                os.write(writer, "\n".join(answers).encode())
-                os._exit(0)
+                try:
+                    os.write(writer, "\n".join([runner.run(use()), asyncio.run(use())]).encode())
+                finally:
+                    os._exit(0)
             os.close(writer)
             with os.fdopen(reader, "rb") as pipe:
                 answers = pipe.read().decode().splitlines()
             os.waitpid(child, 0)
             assert len(answers) == 2
             assert all("before a fork: open one connection for each loop and process" in answer for answer in answers), answers
-            connection.check()
+            assert runner.run(use()) == "usable"
+            runner.run(connection.disconnect())
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+    @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+    async def test_after_a_fork_inside_the_running_loop(self):
+        async with noted()[0] as connection:
+            child = os.fork()
+            if child == 0:
+                try:
+                    connection.check()
+                except WrongEventLoopError:
+                    os._exit(7)
+                finally:
+                    os._exit(1)
+            _, status = os.waitpid(child, 0)  # noqa: ASYNC222 — it has ended, or is about to
+            assert os.waitstatus_to_exitcode(status) == 7
 
     async def test_without_a_loop(self):
         async with noted()[0] as connection:
@@ -441,9 +491,36 @@ class TestEnqueueMany:
         assert caught.value.maybe_enqueued
         assert held(refusing.args_bucket_broker) == [bucket]
 
+    async def test_what_became_of_it_is_not_known_keeps_its_bucket(self, refusing, monkeypatch):
+        """M1: cancelled, or failed by a fault of the broker, it may be there, and needs its arguments."""
+        begun = asyncio.Event()
+
+        async def hang(_: object) -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        async def fault(_: object) -> None:
+            raise OSError
+
+        jobs: list[Job[Any]] = [Job("act", args=[1]), Job("act", args=[1])]
+        ids = [job.args_id for job in jobs]
+        monkeypatch.setattr(refusing.message_broker, "enqueue", hang)
+        task = asyncio.create_task(refusing.enqueue(jobs[0]))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        monkeypatch.setattr(refusing.message_broker, "enqueue", fault)
+        with pytest.raises(OSError):  # noqa: PT011 — whatever it is
+            await refusing.enqueue(jobs[1])
+        assert held(refusing.args_bucket_broker) == sorted(ids)
+
     async def test_a_broker_that_is_away_leaves_no_bucket(self, refusing):
         """W9"""
-        for call in (refusing.enqueue(Job("away", args=[1])), refusing.enqueue_many([Job("away", args=[1]), Job("act", args=[1])])):
+        for call in (
+            refusing.enqueue(Job("away", args=[1])),
+            refusing.enqueue_many([Job("away", args=[1]), Job("act", args=[1])]),
+        ):
             with pytest.raises(BrokerConnectionError, match="cannot reach"):
                 await call
         assert held(refusing.args_bucket_broker) == []
@@ -453,7 +530,7 @@ class TestEnqueueMany:
         """M18, W9: a default that any broker may inherit."""
         jobs = [Job("act", args=[1]), Job("away", args=[2]), Job("act", args=[3])]
         kept = jobs[0].args_id
-        with pytest.raises(EnqueueManyError, match="2 of 3.*cannot reach") as caught:
+        with pytest.raises(EnqueueManyError, match=r"2 of 3.*cannot reach") as caught:
             await refusing.enqueue_many(jobs)
         first, second, third = caught.value.outcomes
         assert isinstance(first, Receipt)
@@ -477,7 +554,8 @@ class TestEnqueueMany:
 
         monkeypatch.setattr(refusing.args_bucket_broker, "store_bucket", fail)
         monkeypatch.setattr(refusing.args_bucket_broker, "store_many", fail)
-        for call in (refusing.enqueue(Job("act", args=[1])), refusing.enqueue_many([Job("act", args=[1]), Job("act", args=[1])])):
+        jobs = [Job("act", args=[1]), Job("act", args=[1])]
+        for call in (refusing.enqueue(jobs[0]), refusing.enqueue_many(jobs)):
             with pytest.raises(BucketBrokerError, match="denied"):
                 await call
         assert await topics(refusing) == []
@@ -489,5 +567,3 @@ class TestEnqueueMany:
             await refusing.enqueue_many([Job("act", args=[1]), Job("act", deferred_until=datetime(2999, 1, 1, tzinfo=UTC))])
         assert await topics(refusing) == []
         assert held(refusing.args_bucket_broker) == []
-
-

@@ -51,6 +51,7 @@ from repid_core.json_serializer import JsonSerializer
 
 SECOND, DAY = timedelta(seconds=1), timedelta(days=1)
 UTC_NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
+THE_END = datetime.max.replace(tzinfo=timezone(-timedelta(hours=1)))
 
 
 class PlainBroker(InMemoryMessageBroker):
@@ -113,8 +114,11 @@ class TestArguments:
             ({"args_id": "x", "result_id": "x"}, r"args_id and result_id are both 'x': the result would overwrite the arguments"),
             ({"deferred_until": "tomorrow"}, r"deferred_until='tomorrow': give a datetime"),
             ({"deferred_until": 3600}, r"deferred_until=3600: give a datetime"),
-            ({"deferred_until": datetime.max.replace(tzinfo=timezone(-timedelta(hours=1)))}, r"is out of range: choose one in the years 2 to"),
-            ({"deferred_until": datetime(9000, 1, 1), "ttl": 36525 * DAY}, r"deferred_until=.*: choose a time before the year 4000"),
+            ({"deferred_until": THE_END}, r"is out of range: choose one in the years 2 to"),
+            (
+                {"deferred_until": datetime(9900, 1, 1, tzinfo=UTC), "ttl": 36525 * DAY},
+                r"deferred_until=.*: choose a time before",
+            ),
             ({"deferred_by": 60}, r"deferred_by=60: give a timedelta, such as timedelta\(seconds=30\)"),
             ({"deferred_by": -SECOND}, r"deferred_by=.*: give at least 0:00:01 and at most a hundred years"),
             ({"deferred_by": timedelta(milliseconds=999)}, r"deferred_by=.*: give at least 0:00:01 and at most"),
@@ -178,7 +182,7 @@ class TestArguments:
     def test_making_one_needs_no_connection_and_no_loop_and_using_it_does(self):
         """The error says what to do."""
         job: Job[Any] = Job("act", args=[1])
-        said = r"no connection in reach: pass `connection=…`, or make the call inside `async with Repid\(connection\)\.magic\(\):`"
+        said = r"no connection in reach: pass `connection=…`, or make the call inside `async with Repid\(connection\)\.magic"
         for use in (job.enqueue, job.wait, job.cancel, job.queue.stats):
             with pytest.raises(NoConnectionError, match=said):
                 asyncio.run(use())
@@ -231,7 +235,7 @@ class TestReceipts:
 
     async def test_a_duplicate_is_named_with_its_state_and_the_ways_out(self, connection):
         await Job("act", id_="x", deferred_until=connection.clock.now() + DAY).enqueue()
-        with pytest.raises(DuplicateJobError, match=r"id 'x' is delayed already: .* on_duplicate='keep' or 'replace'") as caught:
+        with pytest.raises(DuplicateJobError, match=r"'x' is delayed already: .* on_duplicate='keep' or 'replace'") as caught:
             await Job("act", id_="x").enqueue()
         assert (caught.value.id_, caught.value.state) == ("x", "delayed")
 
@@ -289,7 +293,9 @@ class TestTimes:
         """M7: the declared `max_delay`."""
         connection.message_broker.limits = Limits(max_delay=7 * DAY)
         job: Job[Any] = Job("act", deferred_until=clock.now() + 8 * DAY, args=[1])
-        with pytest.raises(InvalidJobError, match=r"due at 2030-01-09T12.*InMemoryMessageBroker holds messages for 7 days.*later"):
+        with pytest.raises(
+            InvalidJobError, match=r"due at 2030-01-09T12.*InMemoryMessageBroker holds messages for 7 days.*later"
+        ):
             await job.enqueue()
         await assert_untouched(connection)
 
@@ -436,7 +442,9 @@ class TestArgsBucket:
         assert (envelope.args_id, envelope.payload, envelope.args_owned) == ("elsewhere", b"", False)
         assert not stored(connection.args_bucket_broker)
 
-    @pytest.mark.parametrize("arguments", [{"args": [1], "use_args_bucketer": True}, {"args_id": "x"}, {"args_id": "x", "args": [1]}])
+    @pytest.mark.parametrize(
+        "arguments", [{"args": [1], "use_args_bucketer": True}, {"args_id": "x"}, {"args_id": "x", "args": [1]}]
+    )
     async def test_asking_for_one_that_the_connection_lacks(self, clock, arguments):
         async with Connection(InMemoryMessageBroker(), clock=clock) as connection:
             said = r"has no args bucket broker: pass Connection\(args_bucket_broker=…\), or use_args_bucketer=False"
@@ -506,9 +514,10 @@ class TestResults:
         with pytest.raises(ResultTimeoutError):
             await Job("act").wait(timeout)
 
-    async def test_waiting_for_nonsense(self, connection):
-        with pytest.raises(UsageError, match=r"wait\(timeout='5'\): give a timedelta, seconds, or None for ever"):
-            await Job("act").wait("5")  # type: ignore[arg-type]
+    @pytest.mark.parametrize("timeout", ["5", float("inf"), float("nan"), 1e300, timedelta.max])
+    async def test_waiting_for_nonsense(self, connection, timeout):
+        with pytest.raises(UsageError, match=r"wait\(timeout=.*\): give a timedelta or seconds, or None for ever"):
+            await Job("act").wait(timeout)
 
     async def test_waiting_returns_as_soon_as_it_is_there(self, connection, router, running):
         @router.actor
@@ -619,7 +628,7 @@ class TestCancel:
         assert not stored(connection.results_bucket_broker)
 
     async def test_one_that_was_never_enqueued(self, connection):
-        with pytest.raises(UsageError, match=r"Job\('act'.*was not enqueued and has no id_ of its own: there is nothing to cancel"):
+        with pytest.raises(UsageError, match=r"was not enqueued and has no id_ of its own: there is nothing to cancel"):
             await Job("act").cancel()
 
 
@@ -666,7 +675,13 @@ class TestOf:
 
     @pytest.mark.parametrize(
         ("args", "kwargs", "sentence"),
-        [((), {}, "user_id"), ((1, 2), {}, "2|two|many"), ((1,), {"nmae": "x"}, "nmae"), (("one",), {}, "user_id"), ((1,), {"user_id": 1}, "user_id")],
+        [
+            ((), {}, "user_id"),
+            ((1, 2), {}, "2|two|many"),
+            ((1,), {"nmae": "x"}, "nmae"),
+            (("one",), {}, "user_id"),
+            ((1,), {"user_id": 1}, "user_id"),
+        ],
     )
     def test_wrong_calls_name_what_does_not_fit(self, router, args, kwargs, sentence):
         @router.actor
@@ -722,7 +737,7 @@ class TestOf:
     def test_a_function_that_is_no_actor(self):
         async def act() -> None: ...
 
-        with pytest.raises(InvalidActorError, match=r"act has no single actor to pick: its actors are none; decorate it with @router"):
+        with pytest.raises(InvalidActorError, match=r"no single actor to pick: its actors are none; decorate it with @router"):
             Job.of(act)
 
     def test_wrong_options_are_refused_by_the_first_call(self, router):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -258,10 +258,8 @@ class TestInAnActor:
 
         @router.actor
         async def act(message: MessageDependency) -> None:
-            try:
+            with suppress(ActorEnded):
                 message.nack("first")
-            except ActorEnded:
-                pass
             try:
                 message.ack()
             except AlreadySettledError as error:

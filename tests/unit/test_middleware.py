@@ -221,7 +221,9 @@ class TestEvents:
         events = [f"{when}_queue_{what}" for what in ("declare", "flush", "delete") for when in ("before", "after")]
         assert recorder.seen == [(event, {"queue": "mail"}) for event in events]
 
-    @pytest.mark.parametrize(("how", "event"), [("ack", "ack"), ("nack", "nack"), ("reject", "reject"), ("reschedule", "requeue")])
+    @pytest.mark.parametrize(
+        ("how", "event"), [("ack", "ack"), ("nack", "nack"), ("reject", "reject"), ("reschedule", "requeue")]
+    )
     async def test_settling_a_message_from_a_queue(self, connection, recorder, how, event):
         receipt = await Job("act", queue="mail").enqueue()
         recorder.seen.clear()
@@ -377,7 +379,7 @@ class TestMistakes:
         assert middlewares.before_ack is None
 
     def test_a_function_that_is_named_after_no_event(self):
-        with pytest.raises(UsageError, match="listens to '<lambda>', which is no event; events: enqueue, consume, actor_run"):
+        with pytest.raises(UsageError, match="listens to '<lambda>', which is no event; events: enqueue, consume"):
             Middlewares([lambda: None])
 
     @pytest.mark.parametrize("nothing", [object(), None, "before_enqueue", 3, partial(print)])
@@ -388,7 +390,9 @@ class TestMistakes:
     def test_facts_that_there_are_not(self):
         def before_enqueue(message: object) -> None: ...
 
-        said = "before_enqueue of a middleware takes 'message'; it can have: envelope, outcome, settlement, queue, bucket_id, error"
+        said = (
+            "before_enqueue of a middleware takes 'message'; it can have: envelope, outcome, settlement, queue, bucket_id, error"
+        )
         with pytest.raises(UsageError, match=said):
             Middlewares([before_enqueue])
 
@@ -503,7 +507,7 @@ class TestAroundEnqueue:
             return [next(passed) if e.key.topic == "act" else EnqueueError("forbidden") for e in envelopes]
 
         connection.middleware.add(around_enqueue)
-        with pytest.raises(EnqueueManyError, match="1 of 3.*forbidden") as caught:
+        with pytest.raises(EnqueueManyError, match=r"1 of 3.*forbidden") as caught:
             await connection.enqueue_many([Job("act", args=[1]), Job("evil", args=[2]), Job("act", args=[3])])
         assert isinstance(caught.value.outcomes[1], EnqueueError)
         assert (await Queue().stats()).ready == 2

@@ -134,19 +134,21 @@ class TestBuckets:
         payloads = connection.payloads
         return [payloads.load_args(message(connection, id_)), payloads.get_result(id_), payloads.wait_result(id_, SECOND)]
 
-    @pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: b"", lambda data: b'{"a": 1}', lambda data: data + b"x"])
+    @pytest.mark.parametrize(
+        "spoil", [lambda data: data[:-1], lambda data: b"", lambda data: b'{"a": 1}', lambda data: data + b"x"]
+    )
     async def test_corrupt_ones_name_id_and_store(self, connection, spoil):
         """B7"""
         await put(connection, "the-id", spoil(bucket(connection)))
         for reading in await self.readers(connection, "the-id"):
-            with pytest.raises(CorruptBucketError, match="the-id.*InMemoryBucketBroker|InMemoryBucketBroker.*the-id"):
+            with pytest.raises(CorruptBucketError, match=r"the-id.*InMemoryBucketBroker|InMemoryBucketBroker.*the-id"):
                 await reading
 
     async def test_newer_ones_name_id_and_store_and_stay(self, connection):
         """B7"""
         await put(connection, "the-id", newer(bucket(connection)))
         for reading in await self.readers(connection, "the-id"):
-            with pytest.raises(NewerFormatError, match="the-id.*InMemoryBucketBroker|InMemoryBucketBroker.*the-id"):
+            with pytest.raises(NewerFormatError, match=r"the-id.*InMemoryBucketBroker|InMemoryBucketBroker.*the-id"):
                 await reading
         assert await connection.args_bucket_broker.get_bucket("the-id") is not None
 
@@ -237,7 +239,9 @@ class TestChaining:
     async def test_a_failed_result_is_no_arguments(self, connection):
         """W3"""
         await put(connection, "x", bucket(connection, b"", outcome=FAILURE))
-        with pytest.raises(ConversionError, match=r"bucket 'x' holds the result of a failed job \(LookupError\), and no arguments"):
+        with pytest.raises(
+            ConversionError, match=r"bucket 'x' holds the result of a failed job \(LookupError\), and no arguments"
+        ):
             await connection.payloads.load_args(message(connection, "x"))
 
     async def test_arguments_as_a_result(self, connection):
@@ -262,7 +266,7 @@ class TestChaining:
         result = await job.result
         assert result is not None
         assert (result.data, result.success, result.exception, result.traceback) == (None, False, "LookupError", "Traceback …")
-        with pytest.raises(JobFailedError, match="LookupError\nTraceback …"):
+        with pytest.raises(JobFailedError, match=r"LookupError\nTraceback …"):
             await job.wait(1)
 
 
@@ -287,7 +291,9 @@ class TestStoringResults:
 
     async def test_what_cannot_be_serialized(self, connection):
         with pytest.raises(SerializationError, match=r"\$\.socket"):
-            await connection.payloads.store_result(Parameters(connection.clock.now(), result_id="x"), SUCCESS, {"socket": object()})
+            await connection.payloads.store_result(
+                Parameters(connection.clock.now(), result_id="x"), SUCCESS, {"socket": object()}
+            )
         assert await connection.payloads.get_result("x") is None
 
     async def test_none_where_nobody_asked(self, connection, clock):
@@ -299,5 +305,5 @@ class TestStoringResults:
     async def test_wrong_ids_are_refused_at_once(self, connection):
         """B6"""
         for reading in (connection.payloads.get_result("../x"), connection.payloads.wait_result("a b", None)):
-            with pytest.raises(ValueError, match="result id .* is not valid"):
+            with pytest.raises(ValueError, match=r"result id .* is not valid"):
                 await reading

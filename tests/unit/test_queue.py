@@ -62,6 +62,10 @@ class TestMaking:
         with pytest.raises(InvalidJobError, match=f"queue name {name!r} is not valid: start with an ASCII letter or '_'"):
             Queue(name)
 
+    def test_a_connection_of_something_else(self):
+        with pytest.raises(InvalidJobError, match="connection='redis://': give a Connection"):
+            Queue(connection="redis://")  # type: ignore[arg-type]
+
     def test_its_name(self):
         assert Queue().name == "default"
         assert repr(Queue("mail.urgent-1")) == "Queue('mail.urgent-1')"
@@ -159,9 +163,17 @@ class TestGetMessages:
             async with asyncio.timeout(5):
                 assert (await waiting).key.id_ == "ready-2"
 
-    @pytest.mark.parametrize("options", [{"topics": "first"}, {"max_unacked_messages": 0}, {"max_unacked_messages": -1}])
-    async def test_wrong_arguments(self, connection, options):
-        with pytest.raises(InvalidJobError, match="topics is a collection of actors' names, and at least one message"):
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            ({"topics": "first"}, r"get_messages\(topics='first'\): give a list of actors' names"),
+            ({"max_unacked_messages": 0}, r"max_unacked_messages=0\): give a whole number, 1 or more"),
+            ({"max_unacked_messages": 1.5}, r"max_unacked_messages=1\.5\): give a whole number"),
+            ({"category": "dead"}, r"category='dead'\): choose MessageCategory\.NORMAL, DELAYED or DEAD"),
+        ],
+    )
+    async def test_wrong_arguments(self, connection, options, sentence):
+        with pytest.raises(InvalidJobError, match=sentence):
             await anext(Queue().get_messages(**options))
 
 
@@ -186,11 +198,31 @@ class TestGivingBack:
         assert await Queue().stats() == QueueStats(2, 0, 1, 1)
 
     async def test_after_an_error_in_the_loop(self, full):
-        with pytest.raises(KeyError):
+        async def fail() -> None:
             async with aclosing(Queue().get_messages()) as messages:
                 async for _ in messages:
                     raise KeyError
+
+        with pytest.raises(KeyError):
+            await fail()
         assert await Queue().stats() == QueueStats(2, 0, 1, 1)
+
+    def test_after_a_break_at_the_end_of_the_program(self):
+        """What the loop closes last of all finds the broker closed, and that is all right."""
+        connection = Connection(InMemoryMessageBroker())
+
+        async def main() -> None:
+            async with connection:
+                await connection.enqueue(Job("act"))
+                async for _ in Queue(connection=connection).get_messages():
+                    break
+
+        async def later() -> QueueStats:
+            async with connection:
+                return await Queue(connection=connection).stats()
+
+        asyncio.run(main())
+        assert asyncio.run(later()).ready == 1
 
     async def test_when_it_is_cancelled_while_it_waits(self, connection):
         async def wait() -> None:

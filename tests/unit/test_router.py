@@ -93,7 +93,7 @@ class TestDeclaring:
             def sync_method(self, a: int) -> int:
                 return self.base + a
 
-        class Callable_:
+        class Adder:
             __slots__ = ()
 
             async def __call__(self, a: int) -> int:
@@ -105,7 +105,7 @@ class TestDeclaring:
         service = Service()
         router.actor(service.method)
         router.actor(service.sync_method)
-        router.actor(name="object")(Callable_())
+        router.actor(name="object")(Adder())
         router.actor(name="partial")(functools.partial(add, b=2))
         jobs: dict[str, Job[Any]] = {name: Job(name, args={"a": 1}) for name in ("method", "sync_method", "object", "partial")}
         await connection.enqueue_many(list(jobs.values()))
@@ -251,7 +251,9 @@ class TestUnusable:
             return closed_over
 
         for fn, name in ((closure, "closure"), (lambda: 1, "nameless")):
-            with pytest.raises(InvalidActorError, match="it must be a function at the top of a module, which the process imports"):
+            with pytest.raises(
+                InvalidActorError, match="it must be a function at the top of a module, which the process imports"
+            ):
                 router.actor(name=name, run_in_process=True)(fn)
         assert not router.actors
 
@@ -371,3 +373,8 @@ async def test_injected_parameters_are_not_the_converters(router, work):
     async def act(a: int, message: MessageDependency) -> None: ...
 
     assert seen == [({"message"}, {"a"})]
+    maker = Job.of(act)
+    seen.clear()
+    for i in range(3):
+        maker(i)
+    assert len(seen) == 1, "hints are read once, not at every call"
