@@ -72,7 +72,7 @@ def build(session: nox.Session) -> None:
     session.run("python", "-m", "build", "--outdir", str(place / "dist"), silent=True)
     (wheel,) = (place / "dist").glob("*.whl")
     session.install(f"{wheel}[{EXTRAS}]")
-    for name in ("pyproject.toml", "tests", "examples", "docs"):
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "tests", "examples", "docs"):
         source = Path(name)
         if source.is_dir():
             shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Protocol, Self
 
@@ -17,7 +17,6 @@ from repid_core.data import Capability, Enqueued, Envelope, Priority, Receipt
 from repid_core.defaults import Config
 from repid_core.errors import (
     AlreadyConnectedError,
-    BucketBrokerError,
     EnqueueError,
     EnqueueManyError,
     InvalidJobError,
@@ -31,9 +30,6 @@ from repid_core.errors import (
 from repid_core.middleware import Middlewares
 from repid_core.payload import ArgsBucket, Payloads
 from repid_core.plugins import Kind, plugins
-
-logger = logging.getLogger(__name__)
-
 
 logger = logging.getLogger(__name__)
 
@@ -245,14 +241,15 @@ class Connection:
             except BaseException as error:
                 told = [error] * len(envelopes)
                 if isinstance(error, RepidError):  # a store could not be reached, or refused, so no message is there
-                    await self._drop_args(envelopes)
+                    await self.payloads.drop_args(*envelopes)
                 raise
             finally:
                 if (emit := self.middleware.after_enqueue) is not None:
                     for envelope, outcome in zip(envelopes, told, strict=True):
                         fact = "error" if isinstance(outcome, BaseException) else "outcome"
                         await emit(envelope=envelope, queue=envelope.key.queue, **{fact: outcome})
-            await self._drop_args([envelope for envelope, outcome in zip(envelopes, outcomes, strict=True) if _refused(outcome)])
+            refused = [envelope for envelope, outcome in zip(envelopes, outcomes, strict=True) if _refused(outcome)]
+            await self.payloads.drop_args(*refused)
             return outcomes
 
         outcomes = await self.middleware.enqueue(send)([draft.envelope for draft in drafts])
@@ -270,15 +267,6 @@ class Connection:
         except EnqueueError as error:
             return [error]
 
-    async def _drop_args(self, envelopes: Sequence[Envelope]) -> None:
-        """Delete the buckets of messages that will never be run (W9)."""
-        for envelope in envelopes:
-            if envelope.args_owned and envelope.args_id is not None:
-                try:
-                    await self.payloads.delete_args(envelope.args_id)
-                except BucketBrokerError:
-                    logger.exception("args bucket %s is left behind", envelope.args_id, extra={"job": envelope.key.id_})
-
     async def _close(self, broker: Broker) -> None:
         try:
             await broker.disconnect()
@@ -291,8 +279,8 @@ class Connection:
         return list({id(broker): broker for broker in brokers if broker is not None}.values())
 
 
-async def finish(step: Awaitable[None]) -> None:
-    """Await a step to its end, even when cancelled meanwhile; the cancellation is raised afterwards."""
+async def finish(step: Awaitable[None], hurry: Callable[[], None] | None = None) -> None:
+    """Await a step to its end, even when cancelled meanwhile, which calls `hurry`; the cancellation is raised afterwards."""
     task = asyncio.ensure_future(step)
     cancelled = False
     while not task.done():
@@ -300,6 +288,8 @@ async def finish(step: Awaitable[None]) -> None:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             cancelled = True
+            if hurry is not None:
+                hurry()
     if cancelled:
         raise asyncio.CancelledError
     task.result()

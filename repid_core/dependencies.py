@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from types import TracebackType
-from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
 
 from attrs import frozen
 
@@ -18,8 +18,6 @@ logger = logging.getLogger(__name__)
 
 RunSync = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], bool], Awaitable[Any]]
 """Calls a synchronous function (fn, args, kwargs, in_process) off the event loop."""
-
-_END = object()
 
 
 class _Injected:
@@ -35,46 +33,67 @@ class Depends:
     """Injects what a function gives: `x: Annotated[T, Depends(fn)]`, or `x: T = Depends(fn)`.
 
     The function may be synchronous (it runs in a thread), async, a generator or an async generator (what follows its
-    `yield` cleans up when the job has ended), or a class; it may have dependencies itself, and its other parameters need
-    defaults. Within one job it is called once.
+    `yield` cleans up when the job has ended, however it ended), or a class; it may have dependencies itself, and its other
+    parameters need defaults. Within one job it is called once, however many depend on it.
 
     Args:
         fn: The function.
         run_in_process: Call it in a process instead of a thread.
 
     Raises:
-        InvalidActorError: It is not callable, or cannot run in a process.
+        InvalidActorError: It is not callable; or `run_in_process`, but async or a generator.
     """
 
     def __init__(self, fn: Callable[..., Any], *, run_in_process: bool = False) -> None:
-        self.run_in_process = run_in_process
-        self._original = self._fn = self._checked(fn)
+        self._set(fn, in_process=run_in_process)
+        if run_in_process and any(is_kind(_code(fn)) for is_kind in _NOT_PLAIN):
+            raise InvalidActorError(f"Depends({_text(fn)}, run_in_process=True): only plain functions run in a process")
 
-    def override(self, fn: Callable[..., Any]) -> _Override:
-        """Inject what `fn` gives instead, for tests: from now on, or inside `with depends.override(fn):`."""
-        before, self._fn = self._fn, self._checked(fn)
-        return _Override(self, before)
+    def override(self, fn: Callable[..., Any]) -> AbstractContextManager[object]:
+        """Inject what `fn` gives instead, for tests: from now on, or inside `with depends.override(fn):`.
 
-    def _checked(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        `fn` may have other dependencies, and never runs in a process.
+
+        Raises:
+            InvalidActorError: `fn` cannot be injected; nothing is changed.
+        """
+        before = vars(self).copy()
+        try:
+            self._set(fn, in_process=False)
+            self._read(())
+        except InvalidActorError:
+            vars(self).update(before)
+            raise
+        undo = ExitStack()
+        undo.callback(self._read, ())  # last: what it was before may be unread, or close a circle by now
+        undo.callback(vars(self).update, before)
+        return undo
+
+    def _set(self, fn: Callable[..., Any], *, in_process: bool) -> None:
         if not callable(fn):
             raise InvalidActorError(f"Depends({fn!r}): give a function")
-        is_sync = not (inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn))
-        if self.run_in_process and not is_sync:
-            raise InvalidActorError(f"Depends({_text(fn)}, run_in_process=True): only plain synchronous functions run in a process")
-        return fn
+        self._fn, self._in_process = fn, in_process
+        self._sources: Mapping[str, Depends | type] = {}
+        self._is_read = False
+        try:
+            hash(fn)
+            self._key: Hashable = fn
+        except TypeError:
+            self._key = id(fn)
 
+    def _read(self, path: tuple[Callable[..., Any], ...]) -> None:
+        """Find out what the function depends on, and all that follows from it."""
+        if self._fn in path:
+            raise InvalidActorError(f"dependencies go in a circle: {' → '.join(_text(step) for step in (*path, self._fn))}")
+        if not self._is_read:
+            self._sources, self._is_read = _sources(self._fn, is_dependency=True), True
+        _read_all(self._sources, (*path, self._fn))
 
-class _Override:
-    """Takes an override back."""
-
-    def __init__(self, depends: Depends, before: Callable[..., Any]) -> None:
-        self._depends, self._before = depends, before
-
-    def __enter__(self) -> None:
-        """The override is in force already."""
-
-    def __exit__(self, *_: object) -> None:
-        self._depends._fn = self._before  # noqa: SLF001 — the two are one
+    async def _make(self, job: _Job) -> Any:
+        if self._key not in job.made:
+            fn, kwargs = self._fn, await job.values(self._sources)
+            job.made[self._key] = await job.make(fn, kwargs, in_process=self._in_process)
+        return job.made[self._key]
 
 
 @frozen(eq=False)
@@ -94,25 +113,11 @@ class Dependencies:
         """Read them from the signature, and check all that they depend on.
 
         Raises:
-            InvalidActorError: An annotation is missing or cannot be resolved, dependencies form a cycle, or one has a
+            InvalidActorError: An annotation is missing or cannot be resolved, dependencies form a circle, or one has a
                 parameter that nothing fills.
         """
-        return cls._read(fn, ())
-
-    @classmethod
-    def _read(cls, fn: Callable[..., Any], path: tuple[Callable[..., Any], ...]) -> Dependencies:
-        if fn in path:
-            raise InvalidActorError(f"dependencies go in a circle: {' → '.join(_text(step) for step in (*path, fn))}")
-        sources: dict[str, Depends | type] = {}
-        hints = _hints(fn)
-        for parameter in inspect.signature(fn).parameters.values():
-            source = _source(fn, parameter, hints)
-            if source is not None:
-                sources[parameter.name] = source
-                if isinstance(source, Depends):
-                    cls._read(source._fn, (*path, fn))  # noqa: SLF001
-            elif path and parameter.default is parameter.empty and parameter.kind not in _VARIABLE:
-                raise InvalidActorError(f"dependency {_text(fn)}: nothing fills its parameter {parameter.name!r}; give it a default")
+        sources = _sources(fn, is_dependency=False)
+        _read_all(sources, (fn,))
         return cls(sources, frozenset(sources))
 
     @asynccontextmanager
@@ -124,116 +129,132 @@ class Dependencies:
             run_sync: Calls synchronous functions.
         """
         async with AsyncExitStack() as stack:
-            yield await self._values(provided, run_sync, stack, {})
-
-    async def _values(
-        self, provided: Mapping[type, Any], run_sync: RunSync, stack: AsyncExitStack, made: dict[Callable[..., Any], Any]
-    ) -> dict[str, Any]:
-        values = {}
-        for name, source in self.sources.items():
-            if isinstance(source, Depends):
-                fn = source._fn  # noqa: SLF001
-                if fn not in made:
-                    kwargs = await _of_cached(fn)._values(provided, run_sync, stack, made)
-                    made[fn] = await _make(fn, kwargs, source.run_in_process, run_sync, stack)
-                values[name] = made[fn]
-            else:
-                values[name] = next(instance for cls, instance in provided.items() if issubclass(cls, source))
-        return values
+            yield await _Job(provided, run_sync, stack, {}).values(self.sources)
 
 
-_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+@frozen(eq=False)
+class _Job:
+    """The values that are made for one job."""
 
-_of_cached = functools.lru_cache(maxsize=1024)(Dependencies.of)
+    provided: Mapping[type, Any]
+    run_sync: RunSync
+    stack: AsyncExitStack
+    made: dict[Hashable, Any]
 
+    async def values(self, sources: Mapping[str, Depends | type]) -> dict[str, Any]:
+        return {
+            name: await source._make(self) if isinstance(source, Depends) else self.provided[source]
+            for name, source in sources.items()
+        }
 
-async def _make(
-    fn: Callable[..., Any], kwargs: dict[str, Any], in_process: bool, run_sync: RunSync, stack: AsyncExitStack  # noqa: FBT001
-) -> Any:
-    if inspect.isasyncgenfunction(fn):
-        values = fn(**kwargs)
-        value = await anext(values, _END)
+    async def make(self, fn: Callable[..., Any], kwargs: dict[str, Any], *, in_process: bool) -> Any:
+        code, run_sync = _code(fn), self.run_sync
+        enter: Callable[[], Awaitable[Any]]
+        leave: Callable[..., Awaitable[Any]]
+        if inspect.iscoroutinefunction(code):
+            return await fn(**kwargs)
+        if inspect.isasyncgenfunction(code):
+            awaited = asynccontextmanager(fn)(**kwargs)
+            enter, leave = awaited.__aenter__, awaited.__aexit__
+        elif inspect.isgeneratorfunction(code):
+            threaded = contextmanager(fn)(**kwargs)
+            enter = functools.partial(run_sync, threaded.__enter__, (), {}, False)
+            leave = lambda *how: run_sync(threaded.__exit__, how, {}, False)  # noqa: E731
+        else:
+            return await run_sync(fn, (), kwargs, in_process)
 
-        async def end() -> Any:
-            return await anext(values, _END)
-
-        throw: Callable[[BaseException], Awaitable[Any]] = values.athrow
-    elif inspect.isgeneratorfunction(fn):
-        steps = fn(**kwargs)
-        value = await run_sync(next, (steps, _END), {}, False)
-
-        async def end() -> Any:
-            return await run_sync(next, (steps, _END), {}, False)
-
-        async def throw(error: BaseException) -> Any:
-            return await run_sync(_throw, (steps, error), {}, False)
-    elif inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(type(fn), "__call__", None)):
-        return await fn(**kwargs)
-    else:
-        return await run_sync(fn, (), kwargs, in_process)
-    if value is _END:
-        raise RuntimeError(f"dependency {_text(fn)} yielded nothing")
-
-    async def clean_up(_: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> bool:
-        try:
-            if (await (end() if error is None else throw(error))) is not _END:
-                raise RuntimeError(f"dependency {_text(fn)} yielded twice")
-        except (StopAsyncIteration, StopIteration):
-            pass
-        except BaseException as own:
-            if own is not error:
-                if error is None:
+        async def clean_up(*how: Any) -> None:
+            try:
+                await leave(*how)
+            except Exception as error:
+                if how[1] is None:
+                    error.add_note(f"in dependency {_text(fn)}, cleaning up")
                     raise
                 logger.exception("dependency %s failed to clean up", _text(fn))
-        return False
 
-    stack.push_async_exit(clean_up)
-    return value
+        self.stack.push_async_exit(clean_up)  # first: cancelled while a thread enters it, it is entered all the same
+        try:
+            return await enter()
+        except Exception as error:
+            error.add_note(f"in dependency {_text(fn)}")
+            raise
 
 
-def _throw(steps: Any, error: BaseException) -> Any:
+_NOT_PLAIN = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
+_NAMELESS = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _read_all(sources: Mapping[str, Depends | type], path: tuple[Callable[..., Any], ...]) -> None:
+    for source in sources.values():
+        if isinstance(source, Depends):
+            source._read(path)  # noqa: SLF001 — the module's own
+
+
+def _sources(fn: Callable[..., Any], *, is_dependency: bool) -> dict[str, Depends | type]:
+    """Where the function's injected parameters come from."""
+    hints, bound = _hints(fn), _bound(fn)
     try:
-        return steps.throw(error)
-    except StopIteration:
-        return _END
+        parameters = inspect.signature(fn).parameters
+    except ValueError:  # a builtin that says nothing of itself
+        if not is_dependency:
+            raise
+        return {}
+    sources = {}
+    for name, parameter in parameters.items():
+        if name in bound:
+            continue
+        source = _source(f"{_text(fn)}: parameter {name!r}", parameter, hints.get(name))
+        if source is not None:
+            sources[name] = source
+        elif is_dependency and parameter.default is parameter.empty and parameter.kind not in _NAMELESS[1:]:
+            raise InvalidActorError(f"dependency {_text(fn)}: nothing fills its parameter {name!r}; give it a default")
+    return sources
 
 
-def _source(fn: Callable[..., Any], parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Depends | type | None:
-    if isinstance(parameter.default, Depends) and parameter.name not in hints:
-        raise InvalidActorError(f"{_text(fn)}: injected parameter {parameter.name!r} has no annotation; write {parameter.name}: T = …")
-    hint = hints.get(parameter.name)
-    marks = [mark for mark in _parts(hint) if isinstance(mark, Depends)]
-    if isinstance(parameter.default, Depends):
-        marks.append(parameter.default)
+def _source(where: str, parameter: inspect.Parameter, hint: Any) -> Depends | type | None:
+    parts, default = _parts(hint), parameter.default
+    marks = [part for part in (*parts, default) if isinstance(part, Depends)]
+    provided = [part for part in parts if isinstance(part, type) and "__repid_provided__" in vars(part)]
+    if isinstance(default, Depends) and parameter.annotation is parameter.empty:
+        raise InvalidActorError(f"{where} is injected and has no annotation; write {parameter.name}: T = …")
     if len(marks) > 1:
-        raise InvalidActorError(f"{_text(fn)}: parameter {parameter.name!r} has {len(marks)} Depends; leave one")
-    if marks and parameter.kind in (*_VARIABLE, parameter.POSITIONAL_ONLY):
-        raise InvalidActorError(f"{_text(fn)}: parameter {parameter.name!r} cannot be injected, for it has no name to pass it by")
-    if marks:
-        return marks[0]
-    classes = [part for part in _parts(hint) if isinstance(part, type) and getattr(part, "__repid_provided__", False)]
-    return classes[0] if classes else None
+        raise InvalidActorError(f"{where} has {len(marks)} Depends; leave one")
+    if not (marks or provided):
+        if default is INJECTED:
+            raise InvalidActorError(f"{where} is INJECTED, but nothing says by what; annotate it with Annotated[T, Depends(…)]")
+        return None
+    if parameter.kind in _NAMELESS:
+        raise InvalidActorError(f"{where} cannot be injected, for it has no name to pass it by")
+    return (marks or provided)[0]
 
 
 def _parts(hint: Any) -> list[Any]:
     """The hint, and what is inside its `Annotated` and unions."""
     if get_origin(hint) is Annotated:
-        return [part for argument in get_args(hint) for part in _parts(argument)]
-    if type(None) in get_args(hint):
+        return [*_parts(get_args(hint)[0]), *get_args(hint)[1:]]
+    if get_origin(hint) in {Union, types.UnionType}:
         return [part for argument in get_args(hint) for part in _parts(argument)]
     return [hint]
 
 
-def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
-    target: Any = fn
-    while isinstance(target, functools.partial):
-        target = target.func
-    if inspect.isclass(target):
-        target = target.__init__
-    elif not inspect.isroutine(target):
-        target = type(target).__call__
+def _bound(fn: Any) -> frozenset[str]:
+    """The parameters to which a partial has given values by name."""
+    return _bound(fn.func) | frozenset(fn.keywords) if isinstance(fn, functools.partial) else frozenset()
+
+
+def _code(fn: Any) -> Any:
+    """The function behind a callable, or the class."""
+    if isinstance(fn, functools.partial):
+        return _code(fn.func)
+    return fn if inspect.isclass(fn) or inspect.isroutine(fn) else type(fn).__call__
+
+
+def _hints(fn: Any) -> dict[str, Any]:
+    code = _code(fn)
+    if inspect.isclass(code):
+        code = code.__new__ if code.__init__ is object.__init__ else code.__init__
     try:
-        return get_type_hints(target, include_extras=True)
+        return get_type_hints(code, include_extras=True)
     except Exception as error:
         raise InvalidActorError(f"{_text(fn)}: an annotation cannot be resolved ({error}); import what it names") from error
 

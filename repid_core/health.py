@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 from attrs import field, frozen
 
@@ -38,7 +39,7 @@ class HealthCheckServerSettings:
 
     @endpoint_name.validator
     def _check_endpoint(self, _: object, name: str) -> None:
-        if not name.startswith("/"):
+        if not str(name).startswith("/"):
             raise UsageError(f"HealthCheckServerSettings(endpoint_name={name!r}): give a path that begins with '/'")
 
 
@@ -74,8 +75,10 @@ class HealthCheckServer:
         """
         address, port = self._settings.address, self._settings.port
         try:
-            self._server = await asyncio.start_server(self._accept, address, port, limit=_LIMIT)
+            self._server = await asyncio.start_server(self._accept, address, port, limit=_LIMIT, start_serving=False)
+            await self._server.start_serving()
         except OSError as error:
+            await self.stop()
             raise UsageError(
                 f"the health check server cannot listen on {address}:{port} ({error.strerror or error}): "
                 "stop what holds it, or choose another in HealthCheckServerSettings",
@@ -93,6 +96,9 @@ class HealthCheckServer:
         await server.wait_closed()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # it came in just now
+            writer.close()
+            return
         task = asyncio.ensure_future(self._answer(reader, writer))
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
@@ -105,11 +111,14 @@ class HealthCheckServer:
                 except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
                     head = b""
                 writer.write(self._reply(head))
-                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
         except (OSError, TimeoutError):
             logger.debug("a health check was broken off")
         finally:
-            writer.close()
+            writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
 
     def _reply(self, head: bytes) -> bytes:
         words = head.split(b"\r\n", 1)[0].split()
@@ -120,15 +129,20 @@ class HealthCheckServer:
             return _response(404, f"try /livez, /readyz or {self._settings.endpoint_name}", method)
         if method not in {"GET", "HEAD"}:
             return _response(405, "use GET", method)
-        problem = self._live() or (None if path == "/livez" else self._ready())
+        try:
+            problem = self._live() or (None if path == "/livez" else self._ready())
+        except Exception as error:
+            logger.exception("a health check failed")
+            problem = f"the check itself failed: {error!r}"
         return _response(503 if problem else 200, problem, method)
 
 
 def _response(status: int, reason: str | None, method: str = "GET") -> bytes:
     content = {"status": "ok"} if reason is None else {"status": "unavailable" if status == 503 else "error", "reason": reason}
     body = json.dumps(content).encode()
+    allow = "Allow: GET, HEAD\r\n" if status == 405 else ""
     head = (
         f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        "Cache-Control: no-store\r\nConnection: close\r\n\r\n"
+        f"{allow}Cache-Control: no-store\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + (b"" if method == "HEAD" else body)

@@ -138,8 +138,10 @@ class Message(Held):
         super().__init__(delivery, connection, DEFAULT_RETRY_POLICY)
 
     async def ack(self) -> None:
-        """It is done: remove it."""
+        """It is done: remove it, and the arguments that belong to it."""
         await self._settle(ACK)
+        if (envelope := envelope_of(self._delivery)) is not None:
+            await self._connection.payloads.drop_args(envelope)
 
     async def nack(self, error: str | None = None) -> None:
         """Move it to DEAD, reason `nacked`, with a text."""

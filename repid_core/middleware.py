@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import inspect
 import logging
@@ -61,8 +62,16 @@ class _Observer:
                 result = listener(**{name: facts.get(name) for name in names})
                 if is_async:
                     await result
-            except Exception:
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                    raise
                 logger.exception("a middleware failed on %s", self.event, extra={"event": self.event})
+
+
+def is_cancelled() -> bool:
+    """Whether somebody cancelled this very task; else a `CancelledError` is the fault of what was called."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class Middlewares:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -16,6 +17,8 @@ from repid_core.data import Bucket, Envelope, Outcome, Parameters, ResultBucket,
 from repid_core.errors import ConversionError, PayloadTooLargeError, ResultTimeoutError, UsageError
 from repid_core.middleware import Middlewares
 from repid_core.plugins import plugins
+
+logger = logging.getLogger(__name__)
 
 _POLL = timedelta(milliseconds=50)  # while a store still gives a bucket whose time has passed
 
@@ -85,6 +88,15 @@ class Payloads:
     async def delete_args(self, id_: str) -> None:
         """Delete an args bucket."""
         await self.middleware.watch("delete_bucket", {"bucket_id": id_}, self.args().delete_bucket, id_)
+
+    async def drop_args(self, *envelopes: Envelope) -> None:
+        """Delete the buckets that belong to messages which will not be run again (W9); a failure is logged."""
+        for envelope in envelopes:
+            if envelope.args_owned and envelope.args_id is not None:
+                try:
+                    await self.delete_args(envelope.args_id)
+                except Exception:
+                    logger.exception("args bucket %s is left behind", envelope.args_id, extra={"job": envelope.key.id_})
 
     async def load_args(self, envelope: Envelope) -> Any:
         """A message's arguments as plain data; None if it has none.

@@ -5,7 +5,7 @@ The way through is `Run.process`::
     delivery ─ decode ─ overdue? ─ arguments ─ convert ─ run ──┬─ returned ─────────────── succeeded ─┐
         │         │         │          │          │            ├─ raised, retries left ─── retried ───┤
         │         │         │          │          │            ├─ raised ───────────────── failed ────┼─ store ─ settle ─ clean up
-        │         │         │          │          │            ├─ settled its own message ────────────┤  result   (W1)    callbacks
+        │         │         │          │          │            ├─ settled its own message ────────────┤  result   (W1)   callbacks
         │         │         └─ expired ┴─ invalid ┴─ invalid ──┼──────────────────────────────────────┘
         │         └─ invalid, bytes kept                       └─ the worker stops ─────── rejected
         └─ what comes again (recurring) is requeued where others are acknowledged or die
@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from enum import Enum
+from functools import partial
 from typing import Any, TypeVar
 
 from attrs import evolve, frozen
@@ -32,14 +33,11 @@ from repid_core.abc import Converter, Delivery
 from repid_core.connection import Connection
 from repid_core.data import Death, DeathReason, Envelope, Outcome
 from repid_core.errors import (
-    ActorEnded,
     BucketConnectionError,
     CodecError,
-    ConfigError,
     ConversionError,
     CorruptBucketError,
     DeliveryLostError,
-    MessageBrokerError,
     RepidError,
     SerializationError,
 )
@@ -76,7 +74,7 @@ class Verdict:
     ended: Ended
     settlement: Settlement
     outcome: Outcome | None = None
-    value: Any = None
+    value: tuple[Any] | None = None  # what the actor returned or set, before it is converted
 
 
 @frozen(eq=False)
@@ -101,55 +99,71 @@ class Processor:
         self.holding = 0
         self.stores_results = connection.results_bucket_broker is not None
 
-    def run_sync(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], in_process: bool) -> Awaitable[T]:  # noqa: FBT001 — the shape that dependencies call
+    def run_sync(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], in_process: bool) -> Awaitable[T]:
         """Call a synchronous function in a thread or a process."""
         run = self.executors.run_in_process if in_process else self.executors.run_in_thread
         return run(fn, args, kwargs)
 
 
 class Run:
-    """One delivery on its way. Its task is cancelled only where nothing is half done: in the actor, and in pauses."""
+    """One delivery on its way. Its task is cancelled only where nothing is half done: in the actor, and in pauses.
 
-    __slots__ = ("_args", "_interruptible", "_message", "_route", "_timed_out", "delivery", "envelope", "processor", "stopped", "task")
+    Attributes:
+        task: The task that runs `process`; to be set when it is made.
+        stopped: Whether the message is to be given back, unless its actor has ended.
+    """
+
+    __slots__ = (
+        *("_args", "_interruptible", "_message", "_route", "_timed_out"),
+        *("delivery", "envelope", "processor", "stopped", "task"),
+    )
 
     envelope: Envelope
+    task: asyncio.Task[Any]
 
-    def __init__(self, processor: Processor, delivery: Delivery) -> None:
-        self.processor, self.delivery = processor, delivery
-        self.task: asyncio.Task[Any] | None = None
-        self.stopped = False
+    def __init__(self, processor: Processor, delivery: Delivery, *, stopped: bool = False) -> None:
+        self.processor, self.delivery, self.stopped = processor, delivery, stopped
         self._interruptible = self._timed_out = False
         self._message: MessageDependency | None = None
 
     def stop(self) -> None:
-        """Interrupt the actor and give the message back. A second call abandons a synchronous actor's thread."""
-        self.stopped = True
-        if self._interruptible and self.task is not None:
+        """Interrupt the actor and give the message back. The next call abandons its thread, and cuts off whatever else hangs."""
+        if self._interruptible or self.stopped:
             self.task.cancel()
+        self.stopped = True
 
     async def process(self) -> Ended:
         """Take the delivery to its settlement, whatever it meets."""
-        self.task = task = asyncio.current_task()
         try:
             verdict = await self._stored(await self._attempt())
-        except asyncio.CancelledError:
-            verdict = Verdict(Ended.REJECTED, REJECT)
-            if not self.stopped:  # the loop is being torn down
-                await self._settle(verdict)
-                raise
-            _forgive(task)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and self._forgive():
+                verdict = Verdict(Ended.REJECTED, REJECT)
+            else:
+                logger.exception("a job could not be processed: a plugin is faulty")
+                verdict = Verdict(Ended.FAILED, self._death(DeathReason.FAILED, 0, error))
         ended = await self._settle(verdict)
         self.processor.counts[ended] += 1
         return ended
+
+    def _forgive(self) -> bool:
+        """Take back the cancellations that were asked for, so that the task can go on; whether there were any."""
+        cancelled = False
+        while self.task.cancelling():
+            self.task.uncancel()
+            cancelled = True
+        return cancelled or self.stopped
+
+    def _death(self, reason: DeathReason, attempts: int, error: BaseException) -> Settlement:
+        return Settlement("nack", death=Death(reason, self.processor.clock.now(), attempts, _text(error)))
 
     async def _attempt(self) -> Verdict:
         delivery, processor = self.delivery, self.processor
         try:
             self.envelope = envelope = delivery.envelope
         except CodecError as error:
-            logger.error("a message cannot be decoded: %s", error, extra={"ended": "invalid"})  # noqa: TRY400 — it says all
-            death = Death(DeathReason.INVALID, processor.clock.now(), 0, _text(error))
-            return Verdict(Ended.INVALID, Settlement("nack", death=death))
+            logger.error("a message cannot be decoded: %s", error, extra={"ended": "invalid"})
+            return Verdict(Ended.INVALID, self._death(DeathReason.INVALID, 0, error))
         route = processor.routes.get(envelope.key.topic)
         if route is None or self.stopped:
             return Verdict(Ended.REJECTED, REJECT)
@@ -160,19 +174,23 @@ class Run:
         if delivery.redelivered:
             try:
                 await delivery.mark_started()
-            except MessageBrokerError as error:
+            except Exception as error:
                 logger.warning("%s is not run: %s", envelope.key.topic, error, extra=_who(envelope))
                 return Verdict(Ended.LOST, REJECT)
-        started = time.time_ns()
+        return await self._load(time.time_ns())
+
+    async def _load(self, started: int) -> Verdict:
+        """Get the arguments, and run the actor with them."""
+        envelope, payloads = self.envelope, self.processor.payloads
         try:
             if envelope.args_id is None:
-                data = processor.payloads.loads(envelope.payload, envelope.content_type)
+                data = payloads.loads(envelope.payload, envelope.content_type)
             else:
-                data = await self._hold(processor.payloads.load_args, envelope)
-            self._args = route.converter.convert_inputs(data)
+                data = await self._hold(payloads.load_args, envelope)
+            self._args = self._route.converter.convert_inputs(data)
         except (ConversionError, SerializationError, CodecError, CorruptBucketError) as error:
             return self._final(Ended.INVALID, DeathReason.INVALID, error, _failure(error, started))
-        except Exception as error:  # noqa: BLE001 — a store that refuses, or a faulty plugin, fails this attempt alone
+        except Exception as error:
             return self._failed(error, started)
         if self.stopped:
             return Verdict(Ended.REJECTED, REJECT)
@@ -180,44 +198,40 @@ class Run:
 
     async def _actor(self, started: int) -> Verdict:
         """Run the actor inside its timeout, and judge how it ended."""
-        processor, envelope, task = self.processor, self.envelope, self.task
+        processor, envelope = self.processor, self.envelope
         timer = asyncio.get_running_loop().call_later(envelope.parameters.timeout.total_seconds(), self._expire)
         self._interruptible = True
-        value: Any = None
         try:
             if processor.middleware.watches_actor_run:
                 call = processor.middleware.actor_run(self._call)
                 value = await processor.middleware.watch("actor_run", {"envelope": envelope}, call, envelope)
             else:
                 value = await self._call(envelope)
-        except ActorEnded:
-            self._interruptible = False
-        except asyncio.CancelledError as error:
-            self._interruptible = False
-            if self.stopped or (not self._timed_out and task is not None and task.cancelling()):
-                raise
-            if self._timed_out:
-                return self._failed(TimeoutError(f"the actor ran longer than its timeout of {envelope.parameters.timeout}"), started)
-            return self._failed(RuntimeError("the actor was cancelled from within"), started, cause=error)
-        except SystemExit as error:
-            self._interruptible = False
-            return self._failed(RuntimeError(f"the actor called sys.exit({error.code!r})"), started, cause=error)
-        except Exception as error:  # noqa: BLE001 — an actor may raise what it likes
-            self._interruptible = False
-            return self._failed(error, started)
+        except KeyboardInterrupt:  # it is for the process
+            raise
+        except BaseException as error:
+            return self._broken_off(error, started)
         finally:
             timer.cancel()
             self._interruptible = False
-            if self._timed_out:
-                _forgive(task)
-        message = self._message
-        if message is not None and (message.settlement is not None or message.result or message.exception):
-            return self._own_verdict(message, started, None if message.settlement else (value,))
-        try:
-            value = self._route.converter.convert_outputs(value)
-        except Exception as error:  # noqa: BLE001 — a faulty converter included
-            return self._final(Ended.FAILED, DeathReason.FAILED, error, _failure(error, started))
-        return self._succeeded(value, started)
+            self._forgive()
+        return self._ended((value,), started)
+
+    def _broken_off(self, error: BaseException, started: int) -> Verdict:
+        """The actor raised, was cancelled, or settled its own message, which stands whatever it raised then."""
+        cancelled = self._forgive()
+        if self._message is not None and self._message.settlement is not None:
+            return self._ended(None, started)
+        if self.stopped or (cancelled and not self._timed_out):
+            return Verdict(Ended.REJECTED, REJECT)
+        if self._timed_out and isinstance(error, asyncio.CancelledError):
+            late = f"the actor ran longer than its timeout of {self.envelope.parameters.timeout}"
+            return self._failed(TimeoutError(late), started)
+        if isinstance(error, Exception):
+            return self._failed(error, started)
+        failure = RuntimeError(f"the actor raised {type(error).__name__}")
+        failure.__cause__ = error
+        return self._failed(failure, started)
 
     async def _call(self, envelope: Envelope) -> Any:
         actor, (args, kwargs) = self._route.actor, self._args
@@ -235,18 +249,28 @@ class Run:
         return self.processor.run_sync(actor.fn, args, kwargs, actor.run_in_process)
 
     def _expire(self) -> None:
-        if self._interruptible and self.task is not None:
-            self._timed_out = True
-            self.task.cancel()
+        self._timed_out = True
+        self.task.cancel()
 
-    def _succeeded(self, value: Any, started: int) -> Verdict:
+    def _ended(self, returned: tuple[Any] | None, started: int) -> Verdict:
+        """The actor returned, or settled its own message."""
+        message, own, exception = self._message, None, None
+        if message is not None:
+            own, exception = message.settlement, message.exception
+            returned = message.result or (returned if own is None else None)
+        if own is not None and own.kind == "nack":
+            return Verdict(Ended.NACKED, own, _failure(exception or "Nacked", started, own.death.error if own.death else None))
+        if own is not None and own.kind == "reject":
+            return Verdict(Ended.REJECTED, own)
         outcome = Outcome(success=True, started_when=started, finished_when=time.time_ns())
-        again = self._again()
-        return Verdict(Ended.SUCCEEDED, ACK if again is None else again, outcome, value)
+        if exception is not None:
+            outcome = _failure(exception, started)
+        if own is not None and own.kind == "requeue" and returned is None:
+            return Verdict(Ended.RETRIED, own, None if exception is None else outcome)
+        return Verdict(Ended.SUCCEEDED, own or self._again() or ACK, outcome, returned)
 
-    def _failed(self, error: Exception, started: int, cause: BaseException | None = None) -> Verdict:
+    def _failed(self, error: Exception, started: int) -> Verdict:
         """A failed attempt: again after a delay while there are retries (W2), else the end."""
-        error.__cause__ = cause or error.__cause__
         parameters, key = self.envelope.parameters, self.envelope.key
         attempt = parameters.tried + 1
         delay = self._retry_delay(attempt, error) if parameters.tried < parameters.retries else None
@@ -260,19 +284,18 @@ class Run:
     def _retry_delay(self, attempt: int, error: Exception) -> timedelta | None:
         try:
             delay = self._route.actor.retry_policy(attempt, error)
+            longest = self.processor.connection.message_broker.limits.max_delay
+            return None if delay is None else max(timedelta(0), min(delay, longest))
         except Exception:
             logger.exception("the retry policy of %s failed, so there is no retry", self.envelope.key.topic)
             return None
-        if delay is None:
-            return None
-        return max(timedelta(0), min(delay, self.processor.connection.message_broker.limits.max_delay))
 
     def _final(self, ended: Ended, reason: DeathReason, error: Exception, outcome: Outcome) -> Verdict:
         """The end of this schedule: a recurring message comes again all the same, others die."""
         settlement = self._again()
         if settlement is None:
             attempts = self.envelope.parameters.tried + (ended is Ended.FAILED)
-            settlement = Settlement("nack", death=Death(reason, self.processor.clock.now(), attempts, _text(error)))
+            settlement = self._death(reason, attempts, error)
         if ended is not Ended.FAILED:
             logger.warning("%s is %s: %s", self.envelope.key.topic, ended.value, error, extra=_who(self.envelope))
         return Verdict(ended, settlement, outcome)
@@ -284,71 +307,56 @@ class Run:
             return None
         now = self.processor.clock.now()
         try:
-            due = next_due(recurrence, max(now, self.envelope.due or now))
-        except (ValueError, ConfigError) as error:  # no such time, or this worker lacks cronsim or time zones
-            logger.error("%s comes no more: %s", self.envelope.key.topic, error, extra=_who(self.envelope))  # noqa: TRY400
-            return Settlement("nack", death=Death(DeathReason.INVALID, now, self.envelope.parameters.tried, _text(error)))
-        return Settlement("requeue", rescheduled(self.envelope, due, now))
-
-    def _own_verdict(self, message: MessageDependency, started: int, returned: tuple[Any] | None) -> Verdict:
-        """What the actor settled, or the result that it set, or both."""
-        result, exception = message.result or returned, message.exception
-        settlement = message.settlement or self._again() or ACK
-        kind = settlement.kind
-        if kind == "nack" and message.settlement is not None:
-            outcome = _failure(exception or "Nacked", started, settlement.death.error if settlement.death else None)
-            return Verdict(Ended.NACKED, settlement, outcome)
-        if exception is not None:
-            return Verdict(Ended.SUCCEEDED if kind == "ack" else Ended.RETRIED, settlement, _failure(exception, started))
-        if kind == "reject":
-            return Verdict(Ended.REJECTED, settlement)
-        if kind == "requeue" and message.settlement is not None and message.result is None:
-            return Verdict(Ended.RETRIED, settlement)
-        outcome = Outcome(success=True, started_when=started, finished_when=time.time_ns())
-        try:
-            value = self._route.converter.convert_outputs(result[0]) if result else None
-        except Exception as error:  # noqa: BLE001 — a faulty converter included
-            return Verdict(Ended.FAILED, settlement, _failure(error, started))
-        return Verdict(Ended.SUCCEEDED, settlement, outcome, value)
+            again = rescheduled(self.envelope, next_due(recurrence, max(now, self.envelope.due or now)), now)
+            self.processor.connection.check_envelope(again)
+        except (ValueError, RepidError) as error:  # no such time, or too far; or this worker lacks cronsim or time zones
+            logger.error("%s comes no more: %s", self.envelope.key.topic, error, extra=_who(self.envelope))
+            return self._death(DeathReason.INVALID, self.envelope.parameters.tried, error)
+        return Settlement("requeue", again)
 
     async def _stored(self, verdict: Verdict) -> Verdict:
-        """Store the result, first of all (W1); one that the store refuses fails the job (W8)."""
-        if verdict.outcome is None or not self.processor.stores_results:
+        """Convert the result and store it, first of all (W1); one that does not fit, or is refused, fails the job (W8)."""
+        outcome, value = verdict.outcome, verdict.value
+        if outcome is None:
             return verdict
-        parameters, store = self.envelope.parameters, self.processor.payloads.store_result
-        if parameters.result_id is None:
-            return verdict
+        parameters, processor = self.envelope.parameters, self.processor
         try:
-            await self._hold(store, parameters, verdict.outcome, verdict.value)
+            if outcome.success and value is not None:
+                value = (self._route.converter.convert_outputs(value[0]),)
+            if processor.stores_results and parameters.result_id is not None:
+                await self._hold(processor.payloads.store_result, parameters, outcome, value and value[0])
         except Exception as error:
-            if not verdict.outcome.success:
+            if not outcome.success:
                 logger.exception("the failure of %s cannot be stored", self.envelope.key.topic, extra=_who(self.envelope))
                 return verdict
-            logger.error("the result of %s cannot be stored: %s", self.envelope.key.topic, error, extra=_who(self.envelope))  # noqa: TRY400
-            failure = _failure(error, verdict.outcome.started_when)
+            logger.error("the result of %s cannot be stored: %s", self.envelope.key.topic, error, extra=_who(self.envelope))
+            failure = _failure(error, outcome.started_when)
             if verdict.settlement.kind == "ack":
                 return await self._stored(self._final(Ended.FAILED, DeathReason.FAILED, error, failure))
-            return await self._stored(evolve(verdict, ended=Ended.FAILED, outcome=failure, value=None))
+            return await self._stored(evolve(verdict, ended=Ended.FAILED, outcome=failure))
         return verdict
 
     async def _hold(self, call: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Await `call(*args)`, again and again while the bucket store is away, until the worker stops (W8)."""
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                return await call(*args)
-            except BucketConnectionError as error:
-                logger.warning("a bucket store is away, next try in %s: %s", pause, error, extra=_who(self.envelope))
-            if self.stopped:
-                raise asyncio.CancelledError
-            self.processor.holding += 1
-            self._interruptible = True
-            try:
+        pause, held = _FIRST_PAUSE, False
+        try:
+            while True:
+                try:
+                    return await call(*args)
+                except BucketConnectionError as error:
+                    logger.warning("a bucket store is away, next try in %s: %s", pause, error, extra=_who(self.envelope))
+                if self.stopped:
+                    raise asyncio.CancelledError
+                if not held:
+                    self.processor.holding += 1
+                    held = True
+                self._interruptible = True
                 await self.processor.clock.sleep(pause)
-            finally:
                 self._interruptible = False
-                self.processor.holding -= 1
-            pause = min(pause * 2, _LONGEST_PAUSE)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+        finally:
+            self._interruptible = False
+            self.processor.holding -= held
 
     async def _settle(self, verdict: Verdict) -> Ended:
         """Settle, then clean up and call back. Losing the delivery is logged, and no more."""
@@ -357,39 +365,24 @@ class Run:
         except DeliveryLostError as error:
             logger.warning("a delivery was lost, and may run elsewhere: %s", error, extra={"ended": "lost"})
             return Ended.LOST
-        except Exception:
+        except (Exception, asyncio.CancelledError):
             logger.exception("a delivery could not be settled, and will come again", extra={"ended": "lost"})
             return Ended.LOST
-        if verdict.settlement.kind == "ack":
-            await self._drop_args()
+        if verdict.settlement.kind == "ack" and self.envelope.args_owned:
+            await self._call_back(partial(self.processor.payloads.drop_args, self.envelope))
         if self._message is not None:
             for callback in self._message.callbacks:
                 await self._call_back(callback)
         return verdict.ended
 
-    async def _drop_args(self) -> None:
-        envelope = self.envelope
-        if not envelope.args_owned or envelope.args_id is None:
-            return
-        try:
-            await self.processor.payloads.delete_args(envelope.args_id)
-        except Exception:
-            logger.exception("args bucket %s is left behind", envelope.args_id, extra=_who(envelope))
-
     async def _call_back(self, callback: Callable[[], Any]) -> None:
         try:
-            if inspect.iscoroutinefunction(callback):
-                await callback()
-            else:
-                await self.processor.executors.run_in_thread(callback, (), {})
-        except Exception:
+            is_async = inspect.iscoroutinefunction(callback)
+            called = callback() if is_async else await self.processor.executors.run_in_thread(callback, (), {})
+            if inspect.isawaitable(called):
+                await called
+        except (Exception, asyncio.CancelledError, SystemExit):
             logger.exception("a callback of %s failed", self.envelope.key.topic, extra=_who(self.envelope))
-
-
-def _forgive(task: asyncio.Task[Any] | None) -> None:
-    """Take back the cancellations that we asked for, so that the task can go on."""
-    while task is not None and task.cancelling():
-        task.uncancel()
 
 
 def _failure(error: Exception | str, started: int, text: str | None = None) -> Outcome:
@@ -403,7 +396,7 @@ def _failure(error: Exception | str, started: int, text: str | None = None) -> O
     )
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     """The traceback from the user's code on, its end if it is long."""
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_globals.get("__name__", "").startswith("repid_core."):

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import Any
 
 from attrs import frozen
@@ -16,16 +16,21 @@ from repid_core.abc import Consumer, Delivery
 from repid_core.app import current_connection
 from repid_core.connection import Connection, finish
 from repid_core.errors import UsageError
-from repid_core.executors import Executors
+from repid_core.executors import Executors, check_not_starting
 from repid_core.health import HealthCheckServer, HealthCheckServerSettings
-from repid_core.message import REJECT, envelope_of, settle
+from repid_core.message import envelope_of
+from repid_core.middleware import is_cancelled
 from repid_core.processing import Ended, Processor, Route, Run
 from repid_core.router import Router, RouterDefaults
 
 logger = logging.getLogger(__name__)
 
 _CLEAN_UP = 1.0  # seconds that a cancelled actor gets before it is cancelled again, and then abandoned
+_CLOSING = 5.0  # seconds that consumers get to pause, and to close
 _BROKER_PAUSE = 1.0  # seconds after a consumer failed, before it is asked again
+
+# A loop has one handler for each signal, and several workers may share a loop: the handler before, and who is to be told.
+_listening: dict[tuple[asyncio.AbstractEventLoop, signal.Signals], tuple[Any, list[Callable[[], None]]]] = {}
 
 
 @frozen
@@ -86,8 +91,8 @@ class Worker(Router):
         threads: int | None = None,
         processes: int | None = None,
         handle_signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
-        auto_declare: bool = True,  # noqa: FBT001, FBT002 — keyword in practice
-        run_health_check_server: bool = False,  # noqa: FBT001, FBT002
+        auto_declare: bool = True,
+        run_health_check_server: bool = False,
         health_check_server_settings: HealthCheckServerSettings | None = None,
         router_defaults: RouterDefaults | None = None,
         connection: Connection | None = None,
@@ -105,9 +110,7 @@ class Worker(Router):
         self.messages_limit, self.tasks_limit = messages_limit, tasks_limit
         self.threads, self.processes = threads, processes
         self.handle_signals, self.auto_declare = tuple(handle_signals), auto_declare
-        self._health = health_check_server_settings or (HealthCheckServerSettings() if run_health_check_server else None)
-        if not run_health_check_server:
-            self._health = None
+        self._health = (health_check_server_settings or HealthCheckServerSettings()) if run_health_check_server else None
         self._connection = connection
         self._shift: _Shift | None = None
 
@@ -124,11 +127,12 @@ class Worker(Router):
         """Consume until a signal, `stop()`, or the limit. May be called again.
 
         Raises:
-            UsageError: It has no actors, or runs already.
+            UsageError: It has no actors, or runs already, or the script lacks `if __name__ == "__main__":`.
             NoConnectionError, NotConnectedError, WrongEventLoopError: Nothing was consumed.
             InvalidActorError: An actor's signature does not fit its converter; nothing was consumed.
             MessageBrokerError: The queues could not be declared or consumed at the start.
         """
+        check_not_starting()
         connection = self._connection or current_connection()
         connection.check()
         if self._shift is not None:
@@ -143,16 +147,19 @@ class Worker(Router):
                 stack.push_async_callback(executors.close)
                 if self._health is not None:
                     server = HealthCheckServer(self._health, shift.alive, shift.ready)
-                    await server.start()
                     stack.push_async_callback(server.stop)
+                    await server.start()
                 stack.enter_context(_signals(self.handle_signals, shift.stop))
                 if self.auto_declare:
                     await self.declare_all_queues()
-                await connection.middleware.watch("worker_start", {}, shift.start)
                 try:
-                    await shift.work()
+                    await connection.middleware.watch("worker_start", {}, shift.start)
+                    await shift.stopping.wait()
+                except asyncio.CancelledError:
+                    shift.hurry()
+                    raise
                 finally:
-                    await connection.middleware.watch("worker_stop", {}, shift.end)
+                    await finish(connection.middleware.watch("worker_stop", {}, shift.end), shift.hurry)
         finally:
             self._shift = None
         return shift.summary()
@@ -169,85 +176,78 @@ class _Shift:
     def __init__(self, worker: Worker, processor: Processor) -> None:
         self._worker, self._processor = worker, processor
         self._consumers: dict[str, Consumer] = {}
-        self._fetchers: list[asyncio.Task[None]] = []
+        self._fetchers: dict[str, asyncio.Task[None]] = {}
         self._receiving: set[asyncio.Task[Sequence[Delivery]]] = set()
         self._runs: set[Run] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()  # fetchers that wait for a free place, longest first
+        self._paused: set[str] = set()  # queues whose consumer has failed, and is to be asked again
         self._settled = 0
-        self._stopping, self._hurry, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._in_hurry = False
+        self.stopping, self._quiet = asyncio.Event(), asyncio.Event()
 
     def stop(self) -> None:
         """Stop fetching; the second time, do not wait for what runs."""
-        if self._stopping.is_set():
-            self._hurry.set()
-        self._stopping.set()
+        if self.stopping.is_set():
+            self.hurry()
+        self.stopping.set()
+
+    def hurry(self) -> None:
+        """Stop at once."""
+        self._in_hurry = True
+        self.stopping.set()
+        self._quiet.set()
 
     def alive(self) -> str | None:
         """Why the worker is not live."""
-        if not self._stopping.is_set() and any(fetcher.done() for fetcher in self._fetchers):
+        if not self.stopping.is_set() and any(fetcher.done() for fetcher in self._fetchers.values()):
             return "a consumer has ended"
         return None
 
     def ready(self) -> str | None:
         """Why the worker is not ready."""
-        if self._stopping.is_set() or not self._fetchers:
+        if self.stopping.is_set() or not self._fetchers:
             return "the worker is stopping" if self._fetchers else "the worker is starting"
         if not self._processor.connection.is_open:
             return "the connection is closed"
         if self._processor.holding:
             return f"a bucket store is away; {self._processor.holding} jobs wait for it"
-        away = [queue for queue, consumer in self._consumers.items() if not consumer.healthy]
+        away = [queue for queue, consumer in self._consumers.items() if queue in self._paused or not consumer.healthy]
         return f"not fetching from: {', '.join(away)}" if away else None
 
     async def start(self) -> None:
-        """Start a consumer for each queue; if one fails, none stays."""
+        """Start a consumer for each queue. What was started is for `end` to close."""
         worker, broker = self._worker, self._processor.connection.message_broker
         prefetch = min(worker.tasks_limit, worker.messages_limit or worker.tasks_limit)
-        try:
-            for queue, topics in worker.queues.items():
-                consumer = self._consumers[queue] = broker.consumer(queue, topics, prefetch=prefetch)
-                await consumer.start()
-        except BaseException:
-            await self._close_consumers()
-            raise
+        for queue, topics in worker.queues.items():
+            consumer = self._consumers[queue] = broker.consumer(queue, topics, prefetch=prefetch)
+            await consumer.start()
         logger.info(
             "consuming %s", ", ".join(self._consumers), extra={"queues": list(self._consumers), "actors": list(worker.actors)}
         )
-        self._fetchers = [
-            asyncio.create_task(self._fetch(queue, consumer), name=f"repid fetch {queue}")
+        self._fetchers = {
+            queue: asyncio.create_task(self._fetch(queue, consumer), name=f"repid fetch {queue}")
             for queue, consumer in self._consumers.items()
-        ]
-
-    async def work(self) -> None:
-        """Until something says stop. Being cancelled says: at once."""
-        try:
-            await self._stopping.wait()
-        except asyncio.CancelledError:
-            self._hurry.set()
-            raise
+        }
 
     async def end(self) -> None:
         """The way out: fetch no more; let jobs end, interrupt those that do not; give back the rest (W5)."""
-        await finish(self._end())
-
-    async def _end(self) -> None:
-        self._stopping.set()
-        for fetcher in self._fetchers:
+        self.stopping.set()
+        for fetcher in self._fetchers.values():
             fetcher.cancel()
-        await asyncio.gather(*self._fetchers, return_exceptions=True)
         try:
-            await asyncio.gather(*(consumer.pause() for consumer in self._consumers.values()), return_exceptions=True)
-            if self._runs:
+            await _all("stop", self._fetchers)
+            await _all("pause", {queue: consumer.pause() for queue, consumer in self._consumers.items()})
+            if self._runs and not self._in_hurry:
                 logger.info("waiting for %d running jobs", len(self._runs), extra={"running": len(self._runs)})
-            await self._idle_or_hurry(self._worker.graceful_shutdown_time)
-            for _ in range(2):
-                for run in list(self._runs):
+                await self._wait(self._worker.graceful_shutdown_time)
+            for _ in range(3):
+                for run in self._runs:
                     run.stop()
-                await self._wait_idle(_CLEAN_UP)
+                await self._wait(_CLEAN_UP)
             if self._runs:
                 logger.error("%d jobs do not let themselves be cancelled, and are abandoned", len(self._runs))
         finally:
-            await self._close_consumers()
+            await _all("close", {queue: consumer.close() for queue, consumer in self._consumers.items()})
 
     def summary(self) -> WorkerSummary:
         """What was done."""
@@ -264,26 +264,25 @@ class _Shift:
     async def _fetch(self, queue: str, consumer: Consumer) -> None:
         middleware = self._processor.middleware
         beaten = False
-        while True:
+        while not self.stopping.is_set():
             await self._place(first=beaten)
             limit = max(1, self._free() // (1 + len(self._waiting) + len(self._receiving)))
             try:
                 if middleware.before_consume is not None:
                     await middleware.before_consume(queue=queue)
                 deliveries = await self._receive(consumer, limit)
-            except Exception:
+                beaten = not deliveries
+                for delivery in deliveries:
+                    if middleware.after_consume is not None:
+                        await middleware.after_consume(queue=queue, envelope=envelope_of(delivery))
+                    beaten |= not self._begin(delivery)
+            except (Exception, asyncio.CancelledError):
+                if is_cancelled():
+                    raise
                 logger.exception("cannot fetch from %s", queue, extra={"queue": queue})
+                self._paused.add(queue)
                 await asyncio.sleep(_BROKER_PAUSE)
-                continue
-            beaten = not deliveries
-            for delivery in deliveries:
-                if self._free() < 1:  # another queue was quicker
-                    beaten = True
-                    await settle(delivery, REJECT, middleware)
-                    continue
-                if middleware.after_consume is not None:
-                    await middleware.after_consume(queue=queue, envelope=envelope_of(delivery))
-                self._begin(delivery)
+                self._paused.discard(queue)
 
     async def _receive(self, consumer: Consumer, limit: int) -> Sequence[Delivery]:
         """Receive, but let go when other queues take the last place, so that nothing is held that cannot run."""
@@ -292,20 +291,19 @@ class _Shift:
         task = asyncio.ensure_future(consumer.receive(limit))
         self._receiving.add(task)
         try:
-            await asyncio.wait({task})
+            return await task
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            return ()
         finally:
             self._receiving.discard(task)
-            task.cancel()
-        return () if task.cancelled() else task.result()
 
     async def _place(self, *, first: bool) -> None:
         """Wait until a job may be started: in turn, but `first` if another queue was quicker the last time."""
         while self._free() < 1 or self._waiting:
             turn = asyncio.get_running_loop().create_future()
-            if first:
-                self._waiting.appendleft(turn)
-            else:
-                self._waiting.append(turn)
+            (self._waiting.appendleft if first else self._waiting.append)(turn)
             try:
                 await turn
             finally:
@@ -322,70 +320,82 @@ class _Shift:
             if not turn.done():
                 turn.set_result(None)
 
-    def _begin(self, delivery: Delivery) -> None:
-        run = Run(self._processor, delivery)
+    def _begin(self, delivery: Delivery) -> bool:
+        """Run a job, or give it back if there is no place: another queue was quicker, or the worker stops."""
+        has_place = self._free() > 0 and not self.stopping.is_set()
+        run = Run(self._processor, delivery, stopped=not has_place)
         self._runs.add(run)
         run.task = asyncio.create_task(self._carry(run))
         if self._receiving and self._free() < 1:
             for task in self._receiving:
                 task.cancel()
+        return has_place
 
     async def _carry(self, run: Run) -> None:
+        ended = Ended.LOST
         try:
             ended = await run.process()
-        except Exception:
-            logger.exception("a job could not be processed, and will come again")
-            ended = Ended.LOST
         finally:
             self._runs.discard(run)
+            if ended is not Ended.REJECTED and ended is not Ended.LOST:
+                self._settled += 1
+                if self._settled == self._worker.messages_limit:
+                    self.stopping.set()
             if not self._runs:
-                self._idle.set()
-        if ended is not Ended.REJECTED and ended is not Ended.LOST:
-            self._settled += 1
-            if self._settled == self._worker.messages_limit:
-                self._stopping.set()
-        self._invite()
+                self._quiet.set()
+            self._invite()
 
-    async def _idle_or_hurry(self, timeout: float) -> None:
-        idle, hurry = asyncio.ensure_future(self._wait_idle(timeout)), asyncio.ensure_future(self._hurry.wait())
-        await asyncio.wait({idle, hurry}, return_when=asyncio.FIRST_COMPLETED)
-        for waiter in (idle, hurry):
-            waiter.cancel()
-        await asyncio.gather(idle, hurry, return_exceptions=True)
+    async def _wait(self, timeout: float) -> None:
+        """Until no job runs, or somebody is in a hurry."""
+        self._quiet.clear()
+        if self._runs:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._quiet.wait()
 
-    async def _wait_idle(self, timeout: float) -> None:
-        if not self._runs:
-            return
-        self._idle.clear()
-        try:
-            async with asyncio.timeout(timeout):
-                await self._idle.wait()
-        except TimeoutError:
-            return
 
-    async def _close_consumers(self) -> None:
-        for queue, consumer in self._consumers.items():
-            try:
-                await consumer.close()
-            except Exception:
-                logger.exception("the consumer of %s did not close well", queue, extra={"queue": queue})
+async def _all(what: str, steps: Mapping[str, Awaitable[None]]) -> None:
+    """Await what the consumers of these queues do, whatever they raise, but not for long."""
+    tasks = {asyncio.ensure_future(step): queue for queue, step in steps.items()}
+    if not tasks:
+        return
+    done, hanging = await asyncio.wait(tasks, timeout=_CLOSING)
+    for task in hanging:
+        logger.error("the consumer of %s does not %s, and is abandoned", tasks[task], what, extra={"queue": tasks[task]})
+        task.cancel()
+    await asyncio.sleep(0)  # for those to hear of it
+    for task in done:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("the consumer of %s did not %s well", tasks[task], what, exc_info=error, extra={"queue": tasks[task]})
 
 
 @contextmanager
 def _signals(signals: Sequence[signal.Signals], stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` on each signal, where signals reach this loop; the handlers before are restored."""
-    loop, before = asyncio.get_running_loop(), dict[signal.Signals, Any]()
+    """Call `stop` on each signal, where signals reach this loop. Workers share a signal; the last restores the handler before."""
+    loop, heard = asyncio.get_running_loop(), list[signal.Signals]()
     try:
-        for number in signals:
-            previous = signal.getsignal(number)
-            try:
-                loop.add_signal_handler(number, stop)
-            except (NotImplementedError, RuntimeError, ValueError):  # not the main thread, or not this system
-                logger.debug("signal %s cannot be handled here", number.name)
-                continue
-            before[number] = previous
+        for number in dict.fromkeys(signals):
+            if (loop, number) not in _listening:
+                before = signal.getsignal(number)
+                try:
+                    loop.add_signal_handler(number, _hear, loop, number)
+                except (NotImplementedError, RuntimeError, ValueError):  # not the main thread, or not this system
+                    logger.debug("signal %s cannot be handled here", number.name)
+                    continue
+                _listening[loop, number] = before, []
+            _listening[loop, number][1].append(stop)
+            heard.append(number)
         yield
     finally:
-        for number, handler in before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)
+        for number in heard:
+            before, stops = _listening[loop, number]
+            stops.remove(stop)
+            if not stops:
+                del _listening[loop, number]
+                loop.remove_signal_handler(number)
+                signal.signal(number, before or signal.SIG_DFL)  # None: it was not set from Python
+
+
+def _hear(loop: asyncio.AbstractEventLoop, number: signal.Signals) -> None:
+    for stop in _listening[loop, number][1]:
+        stop()

@@ -188,11 +188,11 @@ class TestHowActorsEnd:
 
         @router.actor
         async def act() -> str:
-            asyncio.get_running_loop().call_later(0.0005 * tried / 6, release.set)
+            asyncio.get_running_loop().call_later(0.001 * tried / 6, release.set)
             await release.wait()
             return "done"
 
-        job: Job[str] = Job("act", timeout=timedelta(milliseconds=1) / 2)
+        job: Job[str] = Job("act", timeout=timedelta(milliseconds=1))
         await job.enqueue()
         summary = await work(router)
         bucket = await job.result
@@ -1080,3 +1080,137 @@ class TestArgsBuckets:
                 await message.nack("unreadable")
                 break
         assert (await the_death()).error == "unreadable"
+
+
+class TestStress:
+    @pytest.mark.parametrize("seed", range(6))
+    async def test_whatever_happens_every_job_ends_once_and_with_its_result(self, connection, router, clock, monkeypatch, seed):
+        """W1, W2, W5, W6, M2: failures, retries, rejects, timeouts, cancels, lost settlements and restarts at random."""
+        rng, calm, steady, now, most = random.Random(seed), False, False, 0, 0
+        refused: set[str] = set()
+        names, count = "abc", 120
+
+        for kind in ("ack", "nack", "requeue"):
+
+            def lossy(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+                async def settle(self: InMemoryDelivery, *args: Any) -> None:
+                    if not calm and rng.random() < 0.05:
+                        await self.reject()
+                        raise DeliveryLostError
+                    await original(self, *args)
+
+                return settle
+
+            monkeypatch.setattr(InMemoryDelivery, kind, lossy(getattr(InMemoryDelivery, kind)))
+
+        def away(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+            async def call(id_: str, *args: Any) -> Any:
+                if not steady:
+                    await turns(rng.randrange(3))
+                    if not calm and rng.random() < 0.05:
+                        refused.add(id_)
+                        raise rng.choice([BucketConnectionError(), BucketBrokerError("refused")])
+                refused.discard(id_)
+                return await original(id_, *args)
+
+            return call
+
+        args, results = connection.args_bucket_broker, connection.results_bucket_broker
+        monkeypatch.setattr(args, "get_bucket", away(args.get_bucket))
+        monkeypatch.setattr(results, "store_bucket", away(results.store_bucket))
+
+        async def resource() -> Any:
+            await turns(rng.randrange(3))
+            try:
+                yield 1
+            finally:
+                await turns(rng.randrange(2))
+
+        async def act(i: int, message: MessageDependency, value: int = Depends(resource)) -> int:  # type: ignore[assignment]
+            nonlocal now, most
+            now += 1
+            most = max(most, now)
+            try:
+                await turns(rng.randrange(6))
+                match rng.randrange(6 if calm else 14):
+                    case 0:
+                        message.ack()
+                    case 1:
+                        message.nack("no")
+                    case 2:
+                        message.set_result(i)
+                    case 3:
+                        message.add_callback(lambda: turns(3))
+                    case 6:
+                        message.reject()
+                    case 7 | 8:
+                        raise ValueError(i)
+                    case 9:
+                        message.retry(SECOND)
+                    case 10:
+                        message.force_retry(SECOND)
+                    case 11:
+                        await asyncio.Event().wait()
+                    case 12:
+                        with suppress(asyncio.CancelledError):
+                            await asyncio.Event().wait()
+                    case 13:
+                        raise Custom
+                return i
+            finally:
+                now -= 1
+
+        for name in names:
+            router.actor(name=name, queue=name, retry_policy=lambda attempt, error: attempt * SECOND)(act)
+        jobs = [
+            Job(name, queue=name, id_=f"{name}{i}", args={"i": i}, retries=rng.randrange(4), timeout=timedelta(milliseconds=2))
+            for name in names
+            for i in range(count // len(names))
+        ]
+        await connection.enqueue_many(jobs)
+        cancelled = set()
+        worker = Worker([router], handle_signals=(), tasks_limit=3, graceful_shutdown_time=0)
+        for restart in range(40):
+            calm = restart > 25
+            worker.messages_limit = rng.choice([None, None, 1, 7])
+            task = asyncio.create_task(worker.run())
+            await asyncio.sleep(0)
+            for _ in range(rng.randrange(5)):
+                await turns(rng.randrange(40))
+                if rng.random() < 0.3:
+                    await clock.advance(SECOND)
+                job = rng.choice(jobs)
+                steady = True
+                if not calm and rng.random() < 0.2 and await job.cancel():
+                    cancelled.add(job.id_)
+                steady = False
+            if calm:
+                await clock.advance(5 * MINUTE)
+                await asyncio.sleep(0.003)
+            for _ in range(rng.randrange(1, 3)):
+                rng.choice([worker.stop, task.cancel])()
+                await turns(rng.randrange(3))
+            with suppress(asyncio.CancelledError):
+                async with asyncio.timeout(5):
+                    summary = await task
+                assert worker.messages_limit is None or summary.processed <= worker.messages_limit
+            stats = [await Queue(name).stats() for name in names]
+            assert [stat.in_progress for stat in stats] == [0, 0, 0]
+            assert now == 0
+        assert most <= 3
+        dead = {seen.envelope.key.id_ for name in names async for seen in connection.message_broker.browse(name, MessageCategory.DEAD)}
+        live = {
+            seen.envelope.key.id_
+            for name in names
+            for category in (MessageCategory.NORMAL, MessageCategory.DELAYED)
+            async for seen in connection.message_broker.browse(name, category)
+        }
+        assert not live
+        assert not dead & cancelled
+        for job in jobs:
+            if job.result_id not in refused:  # else the failure itself could not be stored
+                bucket = await job.result
+                assert bucket is not None, f"{job} has no result"
+                assert bucket.success is (job.id_ not in dead and job.id_ not in cancelled), f"{job}: {bucket}"
+            kept = await connection.args_bucket_broker.get_bucket(job._sent.args_id)  # type: ignore[union-attr]
+            assert (kept is not None) is (job.id_ in dead)
