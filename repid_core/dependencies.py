@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import inspect
 import logging
@@ -48,6 +49,8 @@ class Depends:
         self._set(fn, in_process=run_in_process)
         if run_in_process and any(is_kind(_code(fn)) for is_kind in _NOT_PLAIN):
             raise InvalidActorError(f"Depends({_text(fn)}, run_in_process=True): only plain functions run in a process")
+        if run_in_process and "<" in getattr(_code(fn), "__qualname__", ""):
+            raise InvalidActorError(f"Depends({_text(fn)}, run_in_process=True): it must be at the top of a module")
 
     def override(self, fn: Callable[..., Any]) -> AbstractContextManager[object]:
         """Inject what `fn` gives instead, for tests: from now on, or inside `with depends.override(fn):`.
@@ -158,8 +161,9 @@ class _Job:
             enter, leave = awaited.__aenter__, awaited.__aexit__
         elif inspect.isgeneratorfunction(code):
             threaded = contextmanager(fn)(**kwargs)
-            enter = functools.partial(run_sync, threaded.__enter__, (), {}, False)
-            leave = lambda *how: run_sync(threaded.__exit__, how, {}, False)  # noqa: E731
+            run = contextvars.copy_context().run  # one context for all its steps, so that it can reset what it sets
+            enter = functools.partial(run_sync, run, (threaded.__enter__,), {}, False)
+            leave = lambda *how: run_sync(run, (threaded.__exit__, *how), {}, False)  # noqa: E731
         else:
             return await run_sync(fn, (), kwargs, in_process)
 

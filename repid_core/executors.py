@@ -206,7 +206,7 @@ class _Pool:
             if call.hand is not None and call.hand.call is call:
                 self._hands.discard(call.hand)
                 if self._calls:
-                    with suppress(RuntimeError):  # no more threads: those that there are must do
+                    with suppress(RuntimeError):  # the next call tries again
                         self._hire()
 
     def close(self, *, kill: bool) -> list[_Hand]:
@@ -225,9 +225,14 @@ class _Pool:
 
     def _hire(self) -> None:
         hand = _Hand(self)
-        hand.start()
-        self._hands.add(hand)
-        self._free += 1
+        try:
+            hand.start()
+        except RuntimeError:  # no more threads: those that there are must do
+            if not self._hands:
+                raise
+        else:
+            self._hands.add(hand)
+            self._free += 1
 
     def next(self, hand: _Hand) -> _Call | None:
         """In the thread: wait for a call; None says that it is to end."""
@@ -378,6 +383,8 @@ def _serve(pipe: Any) -> None:
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which the actor's own subprocesses would inherit
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    if hasattr(os, "register_at_fork"):  # what the actor forks must not keep the pipe open when this process is killed
+        os.register_at_fork(after_in_child=pipe.close)
     if (parent := parent_process()) is not None:
         threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
     with suppress(EOFError, OSError):  # the parent has closed its end

@@ -28,9 +28,14 @@ class HealthCheckServerSettings:
         endpoint_name: A path that answers as `/readyz` does.
     """
 
-    address: str = "127.0.0.1"
+    address: str = field(default="127.0.0.1")
     port: int = field(default=8080)
     endpoint_name: str = field(default="/healthz")
+
+    @address.validator
+    def _check_address(self, _: object, address: str) -> None:
+        if not (isinstance(address, str) and address):  # asyncio takes "" for every address
+            raise UsageError(f"HealthCheckServerSettings(address={address!r}): give an address; '0.0.0.0' is every one")
 
     @port.validator
     def _check_port(self, _: object, port: int) -> None:
@@ -39,8 +44,10 @@ class HealthCheckServerSettings:
 
     @endpoint_name.validator
     def _check_endpoint(self, _: object, name: str) -> None:
-        if not str(name).startswith("/"):
-            raise UsageError(f"HealthCheckServerSettings(endpoint_name={name!r}): give a path that begins with '/'")
+        if not str(name).startswith("/") or set(name) & set(" ?#"):  # nobody could ask for it
+            raise UsageError(
+                f"HealthCheckServerSettings(endpoint_name={name!r}): give a path that begins with '/', without ' ', '?' and '#'"
+            )
 
 
 class HealthCheckServer:

@@ -33,6 +33,7 @@ from repid_core.abc import Converter, Delivery
 from repid_core.connection import Connection
 from repid_core.data import Death, DeathReason, Envelope, Outcome
 from repid_core.errors import (
+    ActorEnded,
     BucketConnectionError,
     CodecError,
     ConversionError,
@@ -162,7 +163,7 @@ class Run:
         try:
             self.envelope = envelope = delivery.envelope
         except CodecError as error:
-            logger.error("a message cannot be decoded: %s", error, extra={"ended": "invalid"})
+            logger.error("a message cannot be decoded: %s", error, extra={"ended": "invalid"})  # noqa: TRY400 — it says all
             return Verdict(Ended.INVALID, self._death(DeathReason.INVALID, 0, error))
         route = processor.routes.get(envelope.key.topic)
         if route is None or self.stopped:
@@ -174,7 +175,7 @@ class Run:
         if delivery.redelivered:
             try:
                 await delivery.mark_started()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 — unmarked it must not run, whatever the broker raised
                 logger.warning("%s is not run: %s", envelope.key.topic, error, extra=_who(envelope))
                 return Verdict(Ended.LOST, REJECT)
         return await self._load(time.time_ns())
@@ -190,7 +191,7 @@ class Run:
             self._args = self._route.converter.convert_inputs(data)
         except (ConversionError, SerializationError, CodecError, CorruptBucketError) as error:
             return self._final(Ended.INVALID, DeathReason.INVALID, error, _failure(error, started))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 — a store that refuses, or a faulty plugin, fails this attempt alone
             return self._failed(error, started)
         if self.stopped:
             return Verdict(Ended.REJECTED, REJECT)
@@ -209,7 +210,7 @@ class Run:
                 value = await self._call(envelope)
         except KeyboardInterrupt:  # it is for the process
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 — an actor may raise what it likes
             return self._broken_off(error, started)
         finally:
             timer.cancel()
@@ -240,7 +241,12 @@ class Run:
         processor = self.processor
         self._message = message = MessageDependency(self.delivery, processor.connection, actor.retry_policy)
         async with actor.dependencies.resolve({MessageDependency: message}, processor.run_sync) as injected:
-            return await self._invoke(actor, args, {**kwargs, **injected})
+            try:
+                return await self._invoke(actor, args, {**kwargs, **injected})
+            except ActorEnded:
+                if message.settlement is not ACK:
+                    raise
+                return None  # it is done: dependencies that commit on success see a normal end
 
     def _invoke(self, actor: Actor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
         if actor.is_async:
@@ -310,7 +316,7 @@ class Run:
             again = rescheduled(self.envelope, next_due(recurrence, max(now, self.envelope.due or now)), now)
             self.processor.connection.check_envelope(again)
         except (ValueError, RepidError) as error:  # no such time, or too far; or this worker lacks cronsim or time zones
-            logger.error("%s comes no more: %s", self.envelope.key.topic, error, extra=_who(self.envelope))
+            logger.error("%s comes no more: %s", self.envelope.key.topic, error, extra=_who(self.envelope))  # noqa: TRY400
             return self._death(DeathReason.INVALID, self.envelope.parameters.tried, error)
         return Settlement("requeue", again)
 
@@ -329,7 +335,7 @@ class Run:
             if not outcome.success:
                 logger.exception("the failure of %s cannot be stored", self.envelope.key.topic, extra=_who(self.envelope))
                 return verdict
-            logger.error("the result of %s cannot be stored: %s", self.envelope.key.topic, error, extra=_who(self.envelope))
+            logger.error("the result of %s cannot be stored: %s", self.envelope.key.topic, error, extra=_who(self.envelope))  # noqa: TRY400
             failure = _failure(error, outcome.started_when)
             if verdict.settlement.kind == "ack":
                 return await self._stored(self._final(Ended.FAILED, DeathReason.FAILED, error, failure))

@@ -205,6 +205,9 @@ class Router:
             )
         except ValueError as error:
             raise InvalidActorError(f"{_text(fn)} cannot be an actor: {error}") from error
+        here = [name for name, source in actor.dependencies.sources.items() if isinstance(source, type)]
+        if in_process and here:
+            raise InvalidActorError(f"{_text(fn)}: {here[0]!r} belongs to this process: leave it out, or run_in_process")
         if actor.converter_class is not None:
             actor.converter(actor.converter_class)
         return actor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import gc
 import os
@@ -400,6 +401,23 @@ class TestCleaningUp:
         assert log == ["slow closed"]
         await executors.close()
 
+    async def test_a_generator_in_threads_can_reset_the_context_variables_that_it_sets(self):
+        variable = contextvars.ContextVar("variable", default="nothing")
+
+        def bind() -> Iterator[str]:
+            token = variable.set("bound")
+            yield variable.get()
+            log.append(variable.get())
+            variable.reset(token)
+
+        def act(a: str = Depends(bind)) -> None: ...  # type: ignore[assignment]
+
+        executors = Executors(threads=2)
+        async with injected(act, lambda fn, args, kwargs, _: executors.run_in_thread(fn, args, kwargs)) as values:
+            assert values == {"a": "bound"}
+        assert log == ["bound"]
+        await executors.close()
+
     async def test_generators_that_do_not_yield_once(self):
         def never() -> Iterator[int]:
             yield from ()
@@ -606,6 +624,9 @@ class TestDeclaration:
             Depends("plain")  # type: ignore[arg-type]
         for fn in (coroutine, generator, async_generator, AsyncCallable(1)):
             with pytest.raises(InvalidActorError, match="only plain functions run in a process"):
+                Depends(fn, run_in_process=True)
+        for fn in (lambda: 1, functools.partial(lambda: 1)):
+            with pytest.raises(InvalidActorError, match="must be at the top of a module"):
                 Depends(fn, run_in_process=True)
 
     def test_a_declaration_calls_nothing(self):

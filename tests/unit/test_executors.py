@@ -77,6 +77,10 @@ def add(a: int, b: int = 2) -> int:
     return a + b
 
 
+def refuse_to_start(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 # What follows runs in processes.
 
 
@@ -159,6 +163,17 @@ def a_child_of_its_own() -> int:
 
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(add, (1,))
+
+
+def fork_and_wait(how: str, mark: str) -> None:
+    """Leave a process of its own behind, that inherits all that is open."""
+    if not (forked := os.fork()):
+        time.sleep(30)
+        os._exit(0)
+    Path(mark).write_text(str(forked))
+    if how == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
 
 
 class TestThreads:
@@ -295,6 +310,21 @@ class TestThreads:
         assert sorted(await asyncio.gather(*(executors.run_in_thread(barrier.wait, (5,), {}) for _ in range(2)))) == [0, 1]
         await until(lambda: len(ours()) == 2)
 
+    async def test_where_the_system_gives_no_more_threads_those_that_there_are_do(self, executors, monkeypatch):
+        release = threading.Event()
+        busy = asyncio.create_task(executors.run_in_thread(release.wait, (5,), {}))
+        await until(ours)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse_to_start)
+            waiting = asyncio.create_task(executors.run_in_thread(add, (1,), {}))
+            await asyncio.sleep(0)
+            release.set()
+            assert await asyncio.gather(busy, waiting) == [True, 3]
+            with pytest.raises(RuntimeError, match="can't start"):
+                await Executors().run_in_thread(add, (1,), {})
+        barrier = threading.Barrier(2)  # later there is a second thread again
+        assert sorted(await asyncio.gather(*(executors.run_in_thread(barrier.wait, (5,), {}) for _ in range(2)))) == [0, 1]
+
     async def test_it_is_cheap(self, executors):
         """Under 60 µs; here with room for a busy machine."""
         await executors.run_in_thread(add, (1,), {})
@@ -374,6 +404,22 @@ class TestProcesses:
             async with asyncio.timeout(3):
                 await cancelled(task)
         assert await executors.run_in_process(add, (1,), {}) == 3
+
+    @pytest.mark.parametrize("how", ["cancelled", "dies"])
+    async def test_what_an_actor_forked_does_not_keep_its_end_from_being_seen(self, executors, tmp_path, how):
+        """The forked one inherits the pipe, which must close all the same."""
+        mark = tmp_path / "mark"
+        task = asyncio.create_task(executors.run_in_process(fork_and_wait, (how, str(mark)), {}))
+        await until(lambda: mark.exists() and mark.read_text())
+        try:
+            if how == "cancelled":
+                task.cancel()
+            assert (await asyncio.wait({task}, timeout=3))[0], "its end was not seen"
+            with pytest.raises((asyncio.CancelledError, ActorProcessError)):
+                await task
+            assert await executors.run_in_process(add, (1,), {}) == 3
+        finally:
+            os.kill(int(mark.read_text()), signal.SIGKILL)
 
     async def test_what_cannot_be_pickled_is_said(self, executors):
         before = await executors.run_in_process(pid, (), {})

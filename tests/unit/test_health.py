@@ -193,6 +193,9 @@ async def test_an_endpoint_of_ones_own():
         ({"port": "8080"}, "port='8080'"),
         ({"endpoint_name": "up"}, "endpoint_name='up'.*begins with '/'"),
         ({"endpoint_name": None}, "endpoint_name=None"),
+        ({"endpoint_name": "/up?x"}, "endpoint_name='/up.x'.*without ' '"),
+        ({"address": ""}, "address=''.: give an address"),
+        ({"address": None}, "address=None.: give an address"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -459,6 +460,22 @@ class TestOwnSettlement:
         await Job("act").enqueue()
         await work(router)
         assert (await the_death()).error == "from a thread"
+
+    @pytest.mark.parametrize(("how", "committed"), [("ack", True), ("nack", False)])
+    async def test_dependencies_that_commit_see_an_ack_as_a_normal_end(self, router, work, how, committed):
+        commits: list[str] = []
+
+        async def session() -> AsyncIterator[str]:
+            yield "session"
+            commits.append("committed")
+
+        @router.actor
+        async def act(message: MessageDependency, db: str = Depends(session)) -> None:  # type: ignore[assignment]
+            getattr(message, how)()
+
+        await Job("act").enqueue()
+        await work(router)
+        assert bool(commits) is committed
 
     async def test_a_callback_that_fails_changes_nothing(self, router, work):
         """W8"""

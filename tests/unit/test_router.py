@@ -378,3 +378,12 @@ async def test_injected_parameters_are_not_the_converters(router, work):
     for i in range(3):
         maker(i)
     assert len(seen) == 1, "hints are read once, not at every call"
+
+
+def act_on_message(message: MessageDependency) -> None: ...
+
+
+def test_a_process_cannot_have_the_message() -> None:
+    """It is told when the actor is declared, not when the first job fails."""
+    with pytest.raises(InvalidActorError, match="'message' belongs to this process"):
+        Router().actor(run_in_process=True)(act_on_message)
