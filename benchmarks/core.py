@@ -13,68 +13,65 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import importlib
 import json
 import logging
 import os
+import random
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 logging.disable(logging.CRITICAL)  # neither library's log lines are part of the measurement
 
 
-class Ours:
+class Peer:
+    """One library: both have the same names, but for one argument."""
+
+    package: str
+    argument: str
+
+    def __init__(self, *, buckets: bool) -> None:
+        self.r = r = importlib.import_module(self.package)
+        self.connection = r.Connection(
+            r.InMemoryMessageBroker(),
+            r.InMemoryBucketBroker() if buckets else None,
+            r.InMemoryBucketBroker(use_result_bucket=True) if buckets else None,
+        )
+        self.router = r.Router()
+        self.options: dict[str, Any] = {self.argument: self.connection}
+
+    def worker(self, limit: int) -> Any:
+        return self.r.Worker([self.router], messages_limit=limit, handle_signals=[], **self.options)
+
+
+class Ours(Peer):
     """repid-core."""
 
-    def __init__(self, buckets: bool) -> None:
-        import repid_core as r
-
-        self.r = r
-        self.connection = r.Connection(
-            r.InMemoryMessageBroker(),
-            r.InMemoryBucketBroker() if buckets else None,
-            r.InMemoryBucketBroker(use_result_bucket=True) if buckets else None,
-        )
-        self.router = r.Router()
-        self.options: dict[str, Any] = {"connection": self.connection}
-
-    def worker(self, limit: int, tasks: int = 1000) -> Any:
-        return self.r.Worker([self.router], messages_limit=limit, tasks_limit=tasks, handle_signals=[], connection=self.connection)
+    package, argument = "repid_core", "connection"
 
 
-class Repid16:
+class Repid16(Peer):
     """repid 1.6.0."""
 
-    def __init__(self, buckets: bool) -> None:
-        import repid as r
-
-        self.r = r
-        self.connection = r.Connection(
-            r.InMemoryMessageBroker(),
-            r.InMemoryBucketBroker() if buckets else None,
-            r.InMemoryBucketBroker(use_result_bucket=True) if buckets else None,
-        )
-        self.router = r.Router()
-        self.options = {"_connection": self.connection}
-
-    def worker(self, limit: int, tasks: int = 1000) -> Any:
-        return self.r.Worker([self.router], messages_limit=limit, tasks_limit=tasks, handle_signals=[], _connection=self.connection)
+    package, argument = "repid", "_connection"
 
 
-async def throughput(make: type[Ours] | type[Repid16], jobs: int, buckets: bool) -> dict[str, float]:
+async def throughput(make: type[Peer], jobs: int, *, buckets: bool) -> dict[str, float]:
     """Enqueue one after another, then consume them all; a no-op async actor with two arguments."""
-    peer = make(buckets)
+    peer = make(buckets=buckets)
 
     @peer.router.actor
     async def noop(i: int, data: str) -> int:
         return i
 
     await peer.connection.connect()
-    await peer.r.Queue("default", **({"_connection": peer.connection} if make is Repid16 else {"connection": peer.connection})).declare()
+    await peer.r.Queue("default", **peer.options).declare()
     gc.collect()
     start = time.perf_counter()
     for i in range(jobs):
@@ -88,10 +85,7 @@ async def throughput(make: type[Ours] | type[Repid16], jobs: int, buckets: bool)
 
 async def delayed(jobs: int) -> dict[str, float]:
     """Enqueue delayed jobs in random order, and deliver them once they are due, on a clock that is moved."""
-    import random
-
-    import repid_core as r
-    from repid_core.testing.clock import ManualClock
+    r, ManualClock = importlib.import_module("repid_core"), importlib.import_module("repid_core.testing.clock").ManualClock  # noqa: N806
 
     clock = ManualClock()
     connection = r.Connection(r.InMemoryMessageBroker(), clock=clock)
@@ -118,7 +112,7 @@ async def delayed(jobs: int) -> dict[str, float]:
 
 async def idle(seconds: float) -> dict[str, float]:
     """The processor time of a worker that waits beside 100,000 delayed jobs, as a share of one core."""
-    import repid_core as r
+    r = importlib.import_module("repid_core")
 
     connection = r.Connection(r.InMemoryMessageBroker())
     router = r.Router()
@@ -141,9 +135,9 @@ async def idle(seconds: float) -> dict[str, float]:
     return {"idle_percent": share * 100}
 
 
-async def memory(jobs: int, buckets: bool) -> dict[str, float]:
+async def memory(jobs: int, *, buckets: bool) -> dict[str, float]:
     """Resident memory and live objects after the first tenth of the jobs, and after all of them."""
-    import repid_core as r
+    r = importlib.import_module("repid_core")
 
     shelf = r.InMemoryBucketBroker() if buckets else None
     connection = r.Connection(r.InMemoryMessageBroker(), shelf, shelf)
@@ -171,22 +165,23 @@ async def memory(jobs: int, buckets: bool) -> dict[str, float]:
                 await asyncio.sleep(1.1)
                 await shelf.store_bucket("sweep", b"", timedelta(seconds=1))
             gc.collect()
-            with open("/proc/self/statm") as statm:
-                marks.append((int(statm.read().split()[1]) * resource.getpagesize() / 2**20, len(gc.get_objects())))
-    assert asyncio.all_tasks() == before, "a task is left after disconnect"
-    return {"rss_first_mb": marks[0][0], "rss_last_mb": marks[-1][0], "objects_first": marks[0][1], "objects_last": marks[-1][1]}
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])  # noqa: ASYNC240 — it is no disk
+            marks.append((pages * resource.getpagesize() / 2**20, len(gc.get_objects())))
+    if asyncio.all_tasks() != before:
+        raise RuntimeError("a task is left after disconnect")
+    (first_mb, first_objects), (last_mb, last_objects) = marks[0], marks[-1]
+    return {"rss_first_mb": first_mb, "rss_last_mb": last_mb, "objects_first": first_objects, "objects_last": last_objects}
 
 
 def import_time() -> dict[str, float]:
     """Milliseconds of `import repid_core` in a fresh process, less those of an empty one; the best of eight."""
-
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def best(code: str) -> float:
         times = []
         for _ in range(8):  # the first one may have to compile
             start = time.perf_counter()
-            subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+            subprocess.run([sys.executable, "-c", code], check=True, env=environment)  # noqa: S603 — this very interpreter
             times.append(time.perf_counter() - start)
         return min(times) * 1000
 
@@ -214,9 +209,11 @@ def child(arguments: argparse.Namespace) -> dict[str, float]:
 
 def measure(python: str, what: str, jobs: int) -> dict[str, float]:
     """One measurement in a process of its own."""
-    command = [python, os.path.abspath(__file__), "--child", what, "--jobs", str(jobs)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "0"})
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [python, str(Path(__file__).resolve()), "--child", what, "--jobs", str(jobs)]
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)  # noqa: S603 — as the user says
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def compare(peer: str, suffix: str, jobs: int, rounds: int) -> None:
@@ -225,12 +222,13 @@ def compare(peer: str, suffix: str, jobs: int, rounds: int) -> None:
     for _ in range(rounds):
         ours.append(measure(sys.executable, "ours" + suffix, jobs))
         theirs.append(measure(peer, "repid16" + suffix, jobs))
-    print(f"\n| {'args and result buckets' if suffix else 'no buckets'} | repid-core /s | repid 1.6.0 /s | ratio (min to max of {rounds}) |")
-    print("|---|---|---|---|")
+    what = "args and result buckets" if suffix else "no buckets"
+    print(f"\n| {what} | repid-core /s | repid 1.6.0 /s | ratio (min to max of {rounds}) |\n|---|---|---|---|")
     for part in ("enqueue", "consume", "both"):
         ratios = sorted(mine[part] / other[part] for mine, other in zip(ours, theirs, strict=True))
-        middle = [statistics.median(run[part] for run in runs) for runs in (ours, theirs)]
-        print(f"| {part} | {middle[0]:,.0f} | {middle[1]:,.0f} | {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |")
+        mine, other = (statistics.median(run[part] for run in runs) for runs in (ours, theirs))
+        span = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        print(f"| {part} | {mine:,.0f} | {other:,.0f} | {span} |")
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """An asyncio task queue whose core is minimal and whose backends are plugins."""
 
+from __future__ import annotations
+
 from repid_core.abc import (
     Broker,
     BucketBroker,

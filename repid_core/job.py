@@ -81,7 +81,7 @@ class Job(Generic[T]):
     """
 
     def __init__(  # noqa: C901, PLR0912 — one check for each argument
-        self,
+        self: Job[Any],
         name: str,
         queue: str | Queue = "default",
         priority: Priority = Priority.MEDIUM,

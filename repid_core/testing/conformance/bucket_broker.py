@@ -269,12 +269,14 @@ class BucketBrokerConformance(BackendSuite[BucketBroker]):
     async def test_many_are_no_slower_than_a_loop(self) -> None:
         names = [f"b{n}" for n in range(100)]
         self._ids.update(names)
-        start = time.perf_counter()
-        for name in names:
-            await self.broker.store_bucket(name, b"data", None)
-        middle = time.perf_counter()
-        await self.broker.store_many([(name, b"data", None) for name in names])
-        loop, many = middle - start, time.perf_counter() - middle
+        loop = many = float("inf")
+        for _ in range(3):  # the best of three: the machine does other things too
+            start = time.perf_counter()
+            for name in names:
+                await self.broker.store_bucket(name, b"data", None)
+            middle = time.perf_counter()
+            await self.broker.store_many([(name, b"data", None) for name in names])
+            loop, many = min(loop, middle - start), min(many, time.perf_counter() - middle)
         self.measured["store_many"] = f"100 buckets in {many * 1000:.1f} ms, by a loop in {loop * 1000:.1f} ms"
         check(many <= 2 * loop + 0.05, self.measured["store_many"])
 
