@@ -66,7 +66,7 @@ async def throughput(make: type[Peer], jobs: int, *, buckets: bool) -> dict[str,
     """Enqueue one after another, then consume them all; a no-op async actor with two arguments."""
     peer = make(buckets=buckets)
 
-    @peer.router.actor
+    @peer.router.actor  # type: ignore[untyped-decorator]
     async def noop(i: int, data: str) -> int:
         return i
 
@@ -91,7 +91,7 @@ async def delayed(jobs: int) -> dict[str, float]:
     connection = r.Connection(r.InMemoryMessageBroker(), clock=clock)
     router = r.Router()
 
-    @router.actor
+    @router.actor  # type: ignore[untyped-decorator]
     async def noop() -> None: ...
 
     now, random_ = clock.now(), random.Random(1)
@@ -112,12 +112,12 @@ async def delayed(jobs: int) -> dict[str, float]:
 
 async def idle(seconds: float) -> dict[str, float]:
     """The processor time of a worker that waits beside 100,000 delayed jobs, as a share of one core."""
-    r = importlib.import_module("repid_core")
+    r: Any = importlib.import_module("repid_core")
 
     connection = r.Connection(r.InMemoryMessageBroker())
     router = r.Router()
 
-    @router.actor
+    @router.actor  # type: ignore[untyped-decorator]
     async def noop() -> None: ...
 
     async with connection:
@@ -137,13 +137,13 @@ async def idle(seconds: float) -> dict[str, float]:
 
 async def memory(jobs: int, *, buckets: bool) -> dict[str, float]:
     """Resident memory and live objects after the first tenth of the jobs, and after all of them."""
-    r = importlib.import_module("repid_core")
+    r: Any = importlib.import_module("repid_core")
 
     shelf = r.InMemoryBucketBroker() if buckets else None
     connection = r.Connection(r.InMemoryMessageBroker(), shelf, shelf)
     router = r.Router()
 
-    @router.actor
+    @router.actor  # type: ignore[untyped-decorator]
     async def noop(i: int, data: str) -> int:
         return i
 
@@ -159,9 +159,8 @@ async def memory(jobs: int, *, buckets: bool) -> dict[str, float]:
                     for i in range(start, min(start + 10_000, tenth))
                 ]
                 await connection.enqueue_many(batch)
-            del batch
             await worker.run()
-            if buckets:
+            if shelf is not None:
                 await asyncio.sleep(1.1)
                 await shelf.store_bucket("sweep", b"", timedelta(seconds=1))
             gc.collect()

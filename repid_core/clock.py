@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
+
+_EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 
 
 class Timer(Protocol):
@@ -22,6 +25,10 @@ class Clock(ABC):
     @abstractmethod
     def now(self) -> datetime:
         """The time, aware and in UTC."""
+
+    def time_ns(self) -> int:
+        """The same in nanoseconds since the epoch."""
+        return (self.now() - _EPOCH) // _MICROSECOND * 1000
 
     @abstractmethod
     def call_at(self, when: datetime, callback: Callable[[], object]) -> Timer:
@@ -42,6 +49,9 @@ class SystemClock(Clock):
 
     def now(self) -> datetime:
         return datetime.now(UTC)
+
+    def time_ns(self) -> int:
+        return time.time_ns()
 
     def call_at(self, when: datetime, callback: Callable[[], object]) -> Timer:
         return _SystemTimer(self, when, callback)

@@ -356,7 +356,7 @@ class Job(Generic[T]):
             parameters = Parameters(
                 now, result_id=None if self.store_result is False else self._result_id, result_ttl=self.result_ttl
             )
-        ns = int(now.timestamp() * 1e9)
+        ns = connection.clock.time_ns()
         outcome = Outcome(success=False, started_when=ns, finished_when=ns, exception="Cancelled")
         await connection.payloads.store_result(parameters, outcome)
         if sent is not None and sent.args_owned and sent.args_id is not None:

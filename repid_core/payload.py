@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -170,7 +169,8 @@ class Payloads:
 
     def _result(self, bucket: Bucket) -> ResultBucket:
         # Arguments that somebody gave the id of a result have no outcome; they are what a job succeeded to pass on.
-        outcome = bucket.outcome or Outcome(success=True, started_when=time.time_ns(), finished_when=time.time_ns())
+        now = self.clock.time_ns()
+        outcome = bucket.outcome or Outcome(success=True, started_when=now, finished_when=now)
         return ResultBucket(
             data=self.loads(bucket.payload, bucket.content_type),
             success=outcome.success,

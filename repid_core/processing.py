@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import time
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -155,6 +154,15 @@ class Run:
             cancelled = True
         return cancelled or self.stopped
 
+    def _failure(self, error: Exception | str, started: int, text: str | None = None) -> Outcome:
+        return Outcome(
+            success=False,
+            started_when=started,
+            finished_when=self.processor.clock.time_ns(),
+            exception=error if isinstance(error, str) else type(error).__name__,
+            traceback=_text(error) if isinstance(error, Exception) else text,
+        )
+
     def _death(self, reason: DeathReason, attempts: int, error: BaseException) -> Settlement:
         return Settlement("nack", death=Death(reason, self.processor.clock.now(), attempts, _text(error)))
 
@@ -171,14 +179,14 @@ class Run:
         self._route = route
         if is_overdue(envelope, processor.clock.now()):
             late = RepidError(f"it was not started within its TTL of {envelope.parameters.ttl}")
-            return self._final(Ended.EXPIRED, DeathReason.EXPIRED, late, _failure("Expired", time.time_ns()))
+            return self._final(Ended.EXPIRED, DeathReason.EXPIRED, late, self._failure("Expired", processor.clock.time_ns()))
         if delivery.redelivered:
             try:
                 await delivery.mark_started()
             except Exception as error:  # noqa: BLE001 — unmarked it must not run, whatever the broker raised
                 logger.warning("%s is not run: %s", envelope.key.topic, error, extra=_who(envelope))
                 return Verdict(Ended.LOST, REJECT)
-        return await self._load(time.time_ns())
+        return await self._load(processor.clock.time_ns())
 
     async def _load(self, started: int) -> Verdict:
         """Get the arguments, and run the actor with them."""
@@ -190,7 +198,7 @@ class Run:
                 data = await self._hold(payloads.load_args, envelope)
             self._args = self._route.converter.convert_inputs(data)
         except (ConversionError, SerializationError, CodecError, CorruptBucketError) as error:
-            return self._final(Ended.INVALID, DeathReason.INVALID, error, _failure(error, started))
+            return self._final(Ended.INVALID, DeathReason.INVALID, error, self._failure(error, started))
         except Exception as error:  # noqa: BLE001 — a store that refuses, or a faulty plugin, fails this attempt alone
             return self._failed(error, started)
         if self.stopped:
@@ -265,12 +273,14 @@ class Run:
             own, exception = message.settlement, message.exception
             returned = message.result or (returned if own is None else None)
         if own is not None and own.kind == "nack":
-            return Verdict(Ended.NACKED, own, _failure(exception or "Nacked", started, own.death.error if own.death else None))
+            return Verdict(
+                Ended.NACKED, own, self._failure(exception or "Nacked", started, own.death.error if own.death else None)
+            )
         if own is not None and own.kind == "reject":
             return Verdict(Ended.REJECTED, own)
-        outcome = Outcome(success=True, started_when=started, finished_when=time.time_ns())
+        outcome = Outcome(success=True, started_when=started, finished_when=self.processor.clock.time_ns())
         if exception is not None:
-            outcome = _failure(exception, started)
+            outcome = self._failure(exception, started)
         if own is not None and own.kind == "requeue" and returned is None:
             return Verdict(Ended.RETRIED, own, None if exception is None else outcome)
         return Verdict(Ended.SUCCEEDED, own or self._again() or ACK, outcome, returned)
@@ -282,7 +292,7 @@ class Run:
         delay = self._retry_delay(attempt, error) if parameters.tried < parameters.retries else None
         if delay is None:
             logger.error("%s failed", key.topic, exc_info=error, extra=_who(self.envelope, attempt))
-            return self._final(Ended.FAILED, DeathReason.FAILED, error, _failure(error, started))
+            return self._final(Ended.FAILED, DeathReason.FAILED, error, self._failure(error, started))
         logger.warning("%s failed, and comes again in %s: %r", key.topic, delay, error, extra=_who(self.envelope, attempt))
         now = self.processor.clock.now()
         return Verdict(Ended.RETRIED, Settlement("requeue", rescheduled(self.envelope, now + delay, now, tried=attempt)))
@@ -336,7 +346,7 @@ class Run:
                 logger.exception("the failure of %s cannot be stored", self.envelope.key.topic, extra=_who(self.envelope))
                 return verdict
             logger.error("the result of %s cannot be stored: %s", self.envelope.key.topic, error, extra=_who(self.envelope))  # noqa: TRY400
-            failure = _failure(error, outcome.started_when)
+            failure = self._failure(error, outcome.started_when)
             if verdict.settlement.kind == "ack":
                 return await self._stored(self._final(Ended.FAILED, DeathReason.FAILED, error, failure))
             return await self._stored(evolve(verdict, ended=Ended.FAILED, outcome=failure))
@@ -389,17 +399,6 @@ class Run:
                 await called
         except (Exception, asyncio.CancelledError, SystemExit):
             logger.exception("a callback of %s failed", self.envelope.key.topic, extra=_who(self.envelope))
-
-
-def _failure(error: Exception | str, started: int, text: str | None = None) -> Outcome:
-    name = error if isinstance(error, str) else type(error).__name__
-    return Outcome(
-        success=False,
-        started_when=started,
-        finished_when=time.time_ns(),
-        exception=name,
-        traceback=_text(error) if isinstance(error, Exception) else text,
-    )
 
 
 def _text(error: BaseException) -> str:

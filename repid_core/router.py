@@ -167,7 +167,7 @@ class Router:
         """
         self._add(router.actors.values())
 
-    def _actor(
+    def _actor(  # noqa: C901 — a question a line
         self,
         fn: Callable[..., Any],
         name: str | None,

@@ -99,12 +99,16 @@ class Worker(Router):
     ) -> None:
         super().__init__(router_defaults)
         for router in routers:
+            if not isinstance(router, Router):
+                raise UsageError(f"Worker(routers={routers!r}): give routers, in a list")
             self.include_router(router)
         for what, limit in (("messages_limit", messages_limit), ("tasks_limit", tasks_limit)):
             if limit is not None and (type(limit) is not int or limit < 1):
                 raise UsageError(f"Worker({what}={limit!r}): give a whole number, 1 or more")
-        if graceful_shutdown_time < 0:
+        if not isinstance(graceful_shutdown_time, int | float) or not graceful_shutdown_time >= 0:
             raise UsageError(f"Worker(graceful_shutdown_time={graceful_shutdown_time!r}): give seconds, 0 or more")
+        if not isinstance(connection, Connection | None):
+            raise UsageError(f"Worker(connection={connection!r}): give a Connection")
         Executors(threads, processes)  # complains about wrong numbers here and now
         self.graceful_shutdown_time = graceful_shutdown_time
         self.messages_limit, self.tasks_limit = messages_limit, tasks_limit
@@ -165,7 +169,7 @@ class Worker(Router):
         return shift.summary()
 
     def stop(self) -> None:
-        """Stop as a signal does: gracefully the first time, at once the second."""
+        """Stop as a signal does: gracefully the first time, at once the second. Nothing happens if it does not run."""
         if self._shift is not None:
             self._shift.stop()
 

@@ -621,11 +621,9 @@ class DeliversEarly(Broken):
         outcome = await super().enqueue(envelope)
         if envelope.due is not None and envelope.due > self.clock.now():
             queue = self._queue(envelope.key.queue)
-            entry = queue.live[envelope.key.id_]
-            entry.lane.remove(entry)  # type: ignore[union-attr]
-            entry.envelope = evolve(envelope, due=envelope.due + change)
-            queue._place(entry)
-            entry.envelope = envelope
+            queue._take_out(queue.live[envelope.key.id_])
+            queue._add(evolve(envelope, due=envelope.due + change))
+            queue.live[envelope.key.id_].envelope = envelope
         return outcome
 
 
@@ -1388,6 +1386,7 @@ async def test_is_caught(broker: Any, number: str, test: str) -> None:
     assert caught.value.promise.number == number
     assert str(caught.value).startswith(f"{number} is broken: ")
     assert caught.value.seen
+    assert not isinstance(caught.value.__cause__, AttributeError | NameError), "it is caught for being faulty itself"
 
 
 def test_every_test_catches_something() -> None:

@@ -77,7 +77,7 @@ def run(site: Path | None, code: str, **environment: str) -> Any:
                 return f"{type(error).__name__}: {error}"
 
         def imported():
-            return sorted(name for name in sys.modules if name.startswith(("x_", "repid_core.memory", "repid_core.cattrs")))
+            return sorted(name for name in sys.modules if name.startswith(("x_", "repid_core.cattrs")))
     """
     inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "REPID_DISABLE_PLUGINS")}
     path = {} if site is None else {"PYTHONPATH": str(site)}

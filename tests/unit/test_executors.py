@@ -64,7 +64,7 @@ def exists(number: int | str) -> bool:
 async def until(condition: Callable[[], Any], seconds: float = 5) -> None:
     """What happens in other processes has no event to wait for."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 — see above
+        while not condition():
             await asyncio.sleep(0.005)
 
 

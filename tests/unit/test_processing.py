@@ -25,7 +25,6 @@ from repid_core import (
     Priority,
     Queue,
     Repid,
-    Router,
 )
 from repid_core.codec import encode_bucket
 from repid_core.data import Bucket, Death, DeathReason, Envelope, Outcome, Parameters, RoutingKey
@@ -166,7 +165,7 @@ class TestFailure:
         assert (bucket.success, bucket.exception, bucket.data) == (False, "ValueError", None)
         assert bucket.traceback is not None
         assert "test_processing.py" in bucket.traceback
-        assert "processing.py\", line" not in bucket.traceback.replace("test_processing.py", "")
+        assert 'processing.py", line' not in bucket.traceback.replace("test_processing.py", "")
         death = await the_death()
         assert (death.reason, death.attempts) == (DeathReason.FAILED, 1)
         assert "broken" in str(death.error)
@@ -811,7 +810,7 @@ def in_process(how: str) -> int:
     if how == "die":
         os._exit(9)
     if how == "sleep":
-        time.sleep(60)  # noqa: ASYNC251 — in a process that is killed
+        time.sleep(60)
     if how == "raise":
         raise ValueError(how)
     return os.getpid()

@@ -285,9 +285,19 @@ class TestUse:
 
     @pytest.mark.parametrize(
         "options",
-        [{"tasks_limit": 0}, {"messages_limit": 0}, {"messages_limit": 1.5}, {"graceful_shutdown_time": -1}, {"threads": 0}, {"processes": -1}],
+        [
+            {"tasks_limit": 0},
+            {"messages_limit": 0},
+            {"messages_limit": 1.5},
+            {"graceful_shutdown_time": -1},
+            {"graceful_shutdown_time": "25 s"},
+            {"threads": 0},
+            {"processes": -1},
+            {"routers": ["app.tasks:router"]},
+            {"connection": "memory://"},
+        ],
     )
-    def test_wrong_numbers_are_refused_when_it_is_made(self, options):
+    def test_wrong_arguments_are_refused_when_it_is_made(self, options):
         [name] = options
         with pytest.raises(UsageError, match=name):
             Worker(**options)

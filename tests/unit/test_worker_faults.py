@@ -1,7 +1,5 @@
 """What a worker does when everything around it fails, hangs or is cancelled: W1 to W9, M2, M5 and M12 of the contract."""
 
-# ruff: noqa: ASYNC110 — time is counted in turns of the loop here
-
 from __future__ import annotations
 
 import asyncio
@@ -1130,7 +1128,9 @@ class TestStress:
                 await turns(rng.randrange(2))
 
         async def act(  # noqa: C901 — all that an actor may do
-            i: int, message: MessageDependency, value: int = Depends(resource)  # type: ignore[assignment]
+            i: int,
+            message: MessageDependency,
+            value: int = Depends(resource),  # type: ignore[assignment]
         ) -> int:
             nonlocal now, most
             now += 1
