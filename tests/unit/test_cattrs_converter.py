@@ -250,7 +250,7 @@ def test_naive_datetimes_are_local_and_become_aware() -> None:
         (Decimal, "x", "value: expected Decimal as text, got 'x' (str)"),
         (Colour, "blue", "value: expected Colour ('red', 2, (1, 'x'), datetime.timedelta(days=1)), got 'blue' (str)"),
         (Level, True, "value: expected Level (1), got True (bool)"),
-        (Literal[1, "a"], True, "value: expected 1 or 'a', got True (bool)"),
+        (Literal[1, "b"], True, "value: expected 1 or 'b', got True (bool)"),
         (Permission, 64, "value: ValueError: "),
         (int | None, "x", "value: expected int or None, got 'x' (str)"),
         (Point, [1, 2.0, 3], "value: expected Point, got "),
