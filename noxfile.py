@@ -16,6 +16,7 @@ nox.options.stop_on_first_error = False
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = "cron,testing"
 CODE = ("repid_core", "tests/conformance", "tests/typing", "examples", "benchmarks", "noxfile.py")
+PLUGINS = sorted(path.parent for path in Path("plugins").glob("*/pyproject.toml"))
 THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -28,9 +29,14 @@ def runs(version: str) -> bool:
 PYTHONS = [version for version in nox.project.python_versions(PYPROJECT) if version == THIS or runs(version)]
 
 
-def needs(*groups: str) -> tuple[str, ...]:
-    """What dependency groups of pyproject.toml list."""
-    return nox.project.dependency_groups(PYPROJECT, *groups)
+def needs(*groups: str, of: Path = Path()) -> tuple[str, ...]:
+    """What dependency groups of a distribution's pyproject.toml list."""
+    return nox.project.dependency_groups(nox.project.load_toml(of / "pyproject.toml"), *groups)
+
+
+def code(plugin: Path) -> list[Path]:
+    """What of a plugin is type-checked strictly: the package, and its tests."""
+    return [*plugin.glob("repid_*"), *plugin.glob("tests")]
 
 
 @nox.session
@@ -44,8 +50,14 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Strict types; tests/typing/ holds what only a type checker can test."""
-    session.install("-e", f".[{EXTRAS}]", *needs("types", "test"), "nox")
-    session.run("mypy", *(session.posargs or CODE))
+    plugins = [word for plugin in PLUGINS for word in ("-e", str(plugin), *needs("test", of=plugin))]
+    session.install("-e", f".[{EXTRAS}]", *plugins, *needs("types", "test"), "nox")
+    if session.posargs:
+        session.run("mypy", *session.posargs)
+        return
+    session.run("mypy", *CODE)
+    for plugin in PLUGINS:  # each by itself: their tests have modules of the same names
+        session.run("mypy", *map(str, code(plugin)), env={"MYPYPATH": str(plugin / "tests")})
 
 
 @nox.session(python=PYTHONS)
@@ -53,6 +65,14 @@ def tests(session: nox.Session) -> None:
     """The tests, but for the examples."""
     session.install("-e", f".[{EXTRAS}]", *needs("test"))
     session.run("pytest", "-m", "not examples", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("plugin", PLUGINS, ids=[plugin.name for plugin in PLUGINS])
+def plugins(session: nox.Session, plugin: Path) -> None:
+    """A plugin's tests, with the servers that they find or start."""
+    session.install("-e", f".[{EXTRAS}]", "-e", str(plugin), *needs("test", of=plugin))
+    session.run("pytest", str(plugin), *session.posargs)
 
 
 @nox.session
@@ -64,22 +84,35 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """The tests again, with the wheel that the sdist builds, and the source tree out of the way."""
+    """The tests again, with the wheels that the sdists build, and the source trees out of the way.
+
+    The plugins' tests that kill and cut servers are left out: they have been run, and say nothing about wheels.
+    """
     place = Path(session.create_tmp()).resolve()
     shutil.rmtree(place)
     place.mkdir()
-    session.install(*needs("build", "test"))
-    session.run("python", "-m", "build", "--outdir", str(place / "dist"), silent=True)
-    (wheel,) = (place / "dist").glob("*.whl")
-    session.install(f"{wheel}[{EXTRAS}]")
-    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "tests", "examples", "docs"):
-        source = Path(name)
-        if source.is_dir():
-            shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif source.exists():
-            shutil.copy(source, place / name)
+    session.install(*needs("build", "test"), *(word for plugin in PLUGINS for word in needs("test", of=plugin)))
+    for source in (Path(), *PLUGINS):
+        session.run("python", "-m", "build", "--outdir", str(place / "dist"), str(source), silent=True)
+        copy(source, place / source)
+    wheels = [f"{wheel}[{EXTRAS}]" if "core" in wheel.name else str(wheel) for wheel in (place / "dist").glob("*.whl")]
+    session.install(*wheels)
     session.chdir(place)
-    where = session.run("python", "-c", "import repid_core; print(repid_core.__file__)", silent=True)
-    if "site-packages" not in str(where):
-        session.error(f"the tests would run against {where}")
+    for package in ("repid_core", *(path.name for plugin in PLUGINS for path in plugin.glob("repid_*"))):
+        where = session.run("python", "-c", f"import {package}; print({package}.__file__)", silent=True)
+        if "site-packages" not in str(where):
+            session.error(f"the tests would run against {where}")
     session.run("pytest", *session.posargs)
+    for plugin in PLUGINS:
+        session.run("pytest", str(plugin), "-m", "not faults", *session.posargs)
+
+
+def copy(source: Path, target: Path) -> None:
+    """What tests of a distribution need, without its package."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "tests", "examples", "docs"):
+        part = source / name
+        if part.is_dir():
+            shutil.copytree(part, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif part.exists():
+            shutil.copy(part, target / name)
