@@ -1,0 +1,81 @@
+"""What is stored for a message: its place, eight bytes by which a call that is sent twice is known, and the frame of core's codec."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import count
+from typing import Final
+
+from attrs import evolve, frozen
+
+from repid_core.codec import death_fields, death_from_fields, decode_envelope, encode_envelope
+from repid_core.data import Death, DeathReason, Envelope, Priority, RoutingKey
+from repid_core.errors import CorruptMessageError
+
+STAMP: Final = 8  # bytes
+_RANKS: Final = {priority: str(rank) for rank, priority in enumerate(sorted(Priority, reverse=True))}
+_dumps: Final = json.JSONEncoder(separators=(",", ":")).encode  # in ASCII and in one line, as the scripts want it
+
+
+class Stamps:
+    """Gives eight bytes that no other gives: four that were drawn at random for this client, and a number."""
+
+    def __init__(self) -> None:
+        self._client, self._next = os.urandom(4), count().__next__
+
+    def __call__(self) -> bytes:
+        return self._client + (self._next() & 0xFFFFFFFF).to_bytes(4, "big")
+
+
+@frozen
+class Record:
+    """What a script has read.
+
+    Attributes:
+        place: Priority and topic, as the scripts write them.
+        stamp: See `Stamps`.
+        frame: The message.
+    """
+
+    place: str
+    stamp: bytes
+    frame: bytes
+
+    def envelope(self) -> Envelope:
+        """Decode the message."""
+        return decode_envelope(self.frame)
+
+
+def place_of(key: RoutingKey) -> str:
+    """Priority and topic, in the order in which they are to be served."""
+    return _RANKS[key.priority] + key.topic
+
+
+def encode(envelope: Envelope, stamp: bytes) -> bytes:
+    """The record of a message."""
+    return b"%b\n%b%b" % (place_of(envelope.key).encode(), stamp, encode_envelope(envelope))
+
+
+def decode(record: bytes) -> Record:
+    """What is in a record."""
+    place, _, rest = record.partition(b"\n")
+    return Record(place.decode(errors="replace"), rest[:STAMP], rest[STAMP:])
+
+
+def encode_death(death: Death) -> str:
+    """A death in one line."""
+    return _dumps(death_fields(death))
+
+
+def decode_dead(dead: bytes) -> tuple[Record, Death | None]:
+    """The record of a dead message, and how it died; None if that cannot be read."""
+    _, text, record = dead.split(b"\n", 2)
+    found = decode(record)
+    try:
+        death = death_from_fields(json.loads(text))
+        if death.reason is DeathReason.POISON:  # the scripts do not look into messages
+            death = evolve(death, attempts=death.attempts + found.envelope().parameters.tried)
+    except (ValueError, TypeError, CorruptMessageError):
+        return found, None
+    return found, death
