@@ -93,7 +93,7 @@ class Client:
                         text = await connection.read_response()
                         if isinstance(text, bytes | str):
                             lines = (text.decode() if isinstance(text, bytes) else text).splitlines()
-                            self.info.update(line.split(":", 1) for line in lines if ":" in line)
+                            self.info.update((name, value) for name, _, value in (line.partition(":") for line in lines))
                 finally:
                     await connection.disconnect(nowait=True)
                 version = self.info.get("redis_version", "")
@@ -209,7 +209,6 @@ class Client:
         asking, reply = link.call("ASKING"), link.call(*command)
         await asking
         return await reply
-
 
     async def _turn_away(self, link: Link, error: ResponseError) -> None:
         """The server said that it is not, or not now, the one to ask."""

@@ -394,8 +394,7 @@ class RedisConsumer(Consumer):
         for delivery in deliveries:
             self._settling[delivery] = self._loop.create_future()
             self._batches[script].append(delivery)
-        done = self._settling[deliveries[0]]
-        await asyncio.shield(done)
+        await self._settling[deliveries[0]]
 
     def _send(self, script: Script) -> None:
         batches: dict[Session, list[RedisDelivery]] = {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from repid_core.abc import Delivery
 from repid_core.data import Death, Envelope, MessageCategory
 from repid_core.errors import DeliveryLostError, DuplicateJobError
-from repid_redis.records import Record, decode, decode_dead, encode, encode_death, place_of
+from repid_redis.records import decode, decode_dead, encode, encode_death, place_of, stamp_of
 from repid_redis.scripts import ACK, MARK, NACK, REJECT, REQUEUE
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ class RedisDelivery(Delivery):
         redelivered: bool,
     ) -> None:
         self._consumer, self.session, self.number, self.handle = consumer, session, number, handle
-        self._stored = stored
-        self._record: Record | None = None
+        self._record = stored
         self._envelope: Envelope | None = None
         self._refusal: Exception | None = None
         self._callbacks: list[Callable[[], None]] = []
@@ -52,16 +51,9 @@ class RedisDelivery(Delivery):
                 self._record, self.death = decode_dead(stored)
 
     @property
-    def record(self) -> Record:
-        """What is stored of it."""
-        if self._record is None:
-            self._record = decode(self._stored)
-        return self._record
-
-    @property
     def envelope(self) -> Envelope:
         if self._envelope is None:
-            self._envelope = self.record.envelope()
+            self._envelope = decode(self._record)
         return self._envelope
 
     def claim(self) -> None:
@@ -107,7 +99,7 @@ class RedisDelivery(Delivery):
         if (old.id_, old.queue) != (new.id_, new.queue):
             raise ValueError(f"message {old.id_!r} of queue {old.queue!r} cannot be requeued as {new.id_!r} of {new.queue!r}")
         broker = self._consumer.broker
-        record = broker.checked(encode(envelope, self.record.stamp), envelope)
+        record = broker.checked(encode(envelope, stamp_of(self._record)), envelope)
         self.claim()
         state = await self._consumer.settle(self, REQUEUE, new.id_, place_of(new), broker.due(envelope), record)
         if isinstance(state, bytes | str):

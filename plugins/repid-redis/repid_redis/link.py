@@ -17,6 +17,7 @@ from datetime import timedelta
 from math import inf
 from typing import Any
 
+from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
@@ -98,13 +99,12 @@ class Link:
         Raises:
             LinkLostError: There is no connection; nothing was sent.
         """
-        connection = self._connection
-        if connection is None:
+        if self._connection is None:
             raise LinkLostError("there is no connection", sent=False)
         reply = self._loop.create_future()
         if not self._pending:
             self._replied = self._loop.time()
-        self._unsent += connection.pack_command(*command)
+        self._unsent.append(pack_command(command))
         self._pending.append(reply)
         if self._wake is not None:
             self._wake.set_result(None)
@@ -189,9 +189,9 @@ class Link:
     async def _receive(self, connection: AbstractConnection) -> None:
         pending, loop = self._pending, self._loop
         while True:
+            value, error = None, None
             try:
                 value = await connection.read_response(timeout=inf)
-                error = None
             except RedisConnectionError:
                 raise  # LOADING and the like are such errors too
             except ResponseError as refused:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
+from datetime import timedelta
 from typing import Any, Final, TypeVar
 
+from attrs import asdict
 from redis.exceptions import RedisError
 
 from repid_core.abc import Consumer, MessageBroker
@@ -61,27 +63,22 @@ class RedisMessageBroker(MessageBroker):
     capabilities = frozenset(Capability)
 
     def __init__(self, url: str = "redis://localhost:6379/0", **settings: Any) -> None:
-        self._set_up(RedisMessageBrokerSettings(url, **settings))
-
-    @classmethod
-    def from_settings(cls, settings: RedisMessageBrokerSettings) -> RedisMessageBroker:
-        """Make one as configured."""
-        broker = cls.__new__(cls)
-        broker._set_up(settings)
-        return broker
-
-    def _set_up(self, settings: RedisMessageBrokerSettings) -> None:
-        self.settings = settings
+        self.settings = RedisMessageBrokerSettings(url, **settings)
         self.limits = Limits(
-            lease=settings.lease, max_payload=settings.max_payload, max_deliveries=settings.max_deliveries
+            lease=self.settings.lease, max_payload=self.settings.max_payload, max_deliveries=self.settings.max_deliveries
         )
         self.consumers: set[RedisConsumer] = set()
-        self._topology = topology(settings)
+        self._topology = topology(self.settings)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stamp = Stamps()
         self._batches: dict[str, list[_Waiting]] = {}
         self._sizes: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    @classmethod
+    def from_settings(cls, settings: RedisMessageBrokerSettings) -> RedisMessageBroker:
+        """Make one as configured."""
+        return cls(**asdict(settings, recurse=False))
 
     # -- the connection ----------------------------------------------------------------------------------------------------
 
@@ -96,6 +93,17 @@ class RedisMessageBroker(MessageBroker):
             raise self.connection_error(error) from error
         self._check_server(client.info)
         self.client, self.heartbeat, self._loop = client, Heartbeat(self.settings, client), loop
+        # WAIT blocks the connection that it is sent on, so acknowledgements take another.
+        self._producer = Client(self._topology, self.settings) if self.settings.wait_replicas else client
+        if self._producer is not client:
+            try:
+                await self._producer.open()
+            except BaseException as error:
+                self._loop = None
+                await client.close()
+                if isinstance(error, RedisError | OSError):
+                    raise self.connection_error(error) from error
+                raise
         self.consumers, self._batches, self._sizes, self._tasks = set(), {}, {}, set()
 
     def _check_server(self, info: dict[str, str]) -> None:
@@ -118,6 +126,7 @@ class RedisMessageBroker(MessageBroker):
             await asyncio.wait(self._tasks, timeout=self.settings.connect_timeout.total_seconds())
         self._loop = None
         await self.heartbeat.stop()
+        await self._producer.close()
         await self.client.close()
         for task in self._tasks:
             task.cancel()
@@ -129,6 +138,7 @@ class RedisMessageBroker(MessageBroker):
         for consumer in self.consumers:
             consumer.abandon()
         self.heartbeat.abandon()
+        self._producer.abandon()
         self.client.abandon()
 
     async def ping(self) -> None:
@@ -244,7 +254,9 @@ class RedisMessageBroker(MessageBroker):
     async def _enqueue(self, queue: str, rows: list[_Row]) -> list[Enqueued | MessageBrokerError]:
         """One outcome for each; errors are returned."""
         try:
-            answer = await self.client.run(ENQUEUE, self.base(queue), *[cell for row in rows for cell in row])
+            answer = await self._producer.run(ENQUEUE, self.base(queue), *[cell for row in rows for cell in row])
+            if self.settings.wait_replicas:
+                await self._replicated(queue)
         except UnreachableError as error:
             failure: MessageBrokerError = self.connection_error(error)
             if error.sent:
@@ -255,10 +267,23 @@ class RedisMessageBroker(MessageBroker):
             refused = EnqueueError(explain(error, self._topology.address))
             refused.__cause__ = error
             return [refused] * len(rows)
+        except EnqueueError as error:
+            return [error] * len(rows)
         return [
             _OUTCOMES.get(state) or DuplicateJobError(row[0], state.decode())
             for row, state in zip(rows, answer.value, strict=True)
         ]
+
+    async def _replicated(self, queue: str) -> None:
+        """Wait for as many replicas as are asked for to have what was enqueued."""
+        wanted, patience = self.settings.wait_replicas, self.settings.reply_deadline / 2
+        have = await self._producer.call(self.base(queue), "WAIT", wanted, patience // timedelta(milliseconds=1))
+        if have < wanted:
+            raise EnqueueError(
+                f"{have} of the {wanted} replicas that wait_replicas asks for had the message within {patience}: "
+                "it is on the primary, and may be lost in a fail-over",
+                maybe_enqueued=True,
+            )
 
     def _row(self, envelope: Envelope) -> _Row:
         key = envelope.key
@@ -330,7 +355,7 @@ class RedisMessageBroker(MessageBroker):
             for place, index, id_, record in zip(*[iter(found)] * 4, strict=True):
                 after = f"{place.decode()}:{index}:{id_.decode()}"
                 limit -= 1
-                yield Browsed(after, decode(record).envelope())
+                yield Browsed(after, decode(record))
             if not found:
                 return
 
@@ -345,9 +370,9 @@ class RedisMessageBroker(MessageBroker):
                 limit -= 1
                 if category is MessageCategory.DEAD:
                     stored, death = decode_dead(record)
-                    yield Browsed(after, stored.envelope(), death)
+                    yield Browsed(after, decode(stored), death)
                 else:
-                    yield Browsed(after, decode(record).envelope())
+                    yield Browsed(after, decode(record))
             if not found:
                 return
 
@@ -358,5 +383,3 @@ def _as_enqueue_error(outcome: Any) -> Enqueued | EnqueueError:
     error = EnqueueError(str(outcome))
     error.__cause__ = outcome
     return error
-
-

@@ -1,4 +1,4 @@
-"""What is stored for a message: its place, eight bytes by which a call that is sent twice is known, and the frame of core's codec."""
+"""What is stored of a message: its place, eight bytes by which a call that is sent twice is known, and core's frame."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 from itertools import count
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from repid_core.codec import death_fields, death_from_fields, decode_envelope, encode_envelope
 from repid_core.data import Death, DeathReason, Envelope, Priority, RoutingKey
-from repid_core.errors import CorruptMessageError
+from repid_core.errors import CodecError
 
 STAMP: Final = 8  # bytes
 _RANKS: Final = {priority: str(rank) for rank, priority in enumerate(sorted(Priority, reverse=True))}
@@ -28,25 +28,6 @@ class Stamps:
         return self._client + (self._next() & 0xFFFFFFFF).to_bytes(4, "big")
 
 
-@frozen
-class Record:
-    """What a script has read.
-
-    Attributes:
-        place: Priority and topic, as the scripts write them.
-        stamp: See `Stamps`.
-        frame: The message.
-    """
-
-    place: str
-    stamp: bytes
-    frame: bytes
-
-    def envelope(self) -> Envelope:
-        """Decode the message."""
-        return decode_envelope(self.frame)
-
-
 def place_of(key: RoutingKey) -> str:
     """Priority and topic, in the order in which they are to be served."""
     return _RANKS[key.priority] + key.topic
@@ -57,10 +38,20 @@ def encode(envelope: Envelope, stamp: bytes) -> bytes:
     return b"%b\n%b%b" % (place_of(envelope.key).encode(), stamp, encode_envelope(envelope))
 
 
-def decode(record: bytes) -> Record:
-    """What is in a record."""
-    place, _, rest = record.partition(b"\n")
-    return Record(place.decode(errors="replace"), rest[:STAMP], rest[STAMP:])
+def decode(record: bytes) -> Envelope:
+    """The message of a record.
+
+    Raises:
+        CorruptMessageError: It cannot be decoded.
+        NewerFormatError: A newer repid wrote it.
+    """
+    return decode_envelope(record[record.find(b"\n") + 1 + STAMP :])
+
+
+def stamp_of(record: bytes) -> bytes:
+    """What `Stamps` gave it."""
+    start = record.find(b"\n") + 1
+    return record[start : start + STAMP]
 
 
 def encode_death(death: Death) -> str:
@@ -68,14 +59,13 @@ def encode_death(death: Death) -> str:
     return _dumps(death_fields(death))
 
 
-def decode_dead(dead: bytes) -> tuple[Record, Death | None]:
+def decode_dead(dead: bytes) -> tuple[bytes, Death | None]:
     """The record of a dead message, and how it died; None if that cannot be read."""
     _, text, record = dead.split(b"\n", 2)
-    found = decode(record)
     try:
         death = death_from_fields(json.loads(text))
         if death.reason is DeathReason.POISON:  # the scripts do not look into messages
-            death = evolve(death, attempts=death.attempts + found.envelope().parameters.tried)
-    except (ValueError, TypeError, CorruptMessageError):
-        return found, None
-    return found, death
+            death = evolve(death, attempts=death.attempts + decode(record).parameters.tried)
+    except (ValueError, TypeError, CodecError):
+        return record, None
+    return record, death

@@ -14,7 +14,7 @@ from attrs import field, frozen
 _LUA = files(__package__) / "lua"
 
 
-@frozen
+@frozen(eq=False)
 class Source:
     """What a server is asked to run: a text, and the hash by which it knows it from the second time on."""
 
@@ -22,7 +22,7 @@ class Source:
     sha: str
 
 
-@frozen
+@frozen(eq=False)
 class Script:
     """One step of a queue.
 
