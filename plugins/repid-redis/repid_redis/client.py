@@ -153,9 +153,9 @@ class Client:
         """
         source, deadline = self.source(script), self._deadline(timeout)
         try:
-            return await self._ask(base, ("EVALSHA", source.sha, 1, base, *args), deadline, follow=False)
+            return await self._ask(base, ("EVALSHA", source.sha, 1, base, *args), deadline, follow=script.follows)
         except NoScriptError:  # the server was restarted, or somebody flushed its scripts
-            return await self._ask(base, ("EVAL", source.text, 1, base, *args), deadline, follow=False)
+            return await self._ask(base, ("EVAL", source.text, 1, base, *args), deadline, follow=script.follows)
 
     async def run_once(self, script: Script, base: str, *args: Any) -> Any:
         """Run a script, but never send it again once it may have been carried out.
@@ -181,11 +181,7 @@ class Client:
         return asyncio.get_running_loop().time() + span.total_seconds()
 
     async def _ask(self, key: str, command: tuple[Any, ...], deadline: float, *, follow: bool) -> Answer:
-        """Send until there is a reply.
-
-        A key that is on its way to another node of a cluster is asked for there if `follow` says so. Scripts wait until all
-        keys of the queue have moved: only the first of them is known to the server.
-        """
+        """Send until there is a reply. `follow`: a key that a cluster is moving is asked for where it goes."""
         sent, loop = False, asyncio.get_running_loop()
         while True:
             link = await self._live(key, deadline, sent=sent)
@@ -230,10 +226,11 @@ class Client:
                 link = self._to(await self._node(key))
                 if not link.is_up:
                     await link.up(min(deadline, loop.time() + _LOOK_AROUND) if in_cluster else deadline)
-                return link
             except Exception as error:
                 if self._closed or not in_cluster or loop.time() >= deadline:
                     raise UnreachableError(error, sent=sent) from error
+            else:
+                return link
             await self.refresh()
             await self._forget(link)
 

@@ -28,7 +28,7 @@ from repid_redis.errors import explain
 from repid_redis.heartbeat import Heartbeat
 from repid_redis.records import Stamps, decode, decode_dead, encode, place_of
 from repid_redis.scripts import BROWSE_OTHER, BROWSE_READY, CANCEL, DELETE, ENQUEUE, FLUSH, STATS, Script
-from repid_redis.settings import RedisMessageBrokerSettings
+from repid_redis.settings import RedisMessageBrokerSettings, made
 from repid_redis.topology import topology
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class RedisMessageBroker(MessageBroker):
     capabilities = frozenset(Capability)
 
     def __init__(self, url: str = "redis://localhost:6379/0", **settings: Any) -> None:
-        self.settings = RedisMessageBrokerSettings(url, **settings)
+        self.settings = made(RedisMessageBrokerSettings, url, settings)
         self.limits = Limits(
             lease=self.settings.lease, max_payload=self.settings.max_payload, max_deliveries=self.settings.max_deliveries
         )
