@@ -108,21 +108,28 @@ class Processor:
 class Run:
     """One delivery on its way. Its task is cancelled only where nothing is half done: in the actor, and in pauses.
 
+    Args:
+        processor: What runs share.
+        delivery: What is to be settled.
+        leave: Called once the actor has ended, before the result is stored and the delivery settled.
+        stopped: Whether to give it back at once.
+
     Attributes:
         task: The task that runs `process`; to be set when it is made.
         stopped: Whether the message is to be given back, unless its actor has ended.
     """
 
     __slots__ = (
-        *("_args", "_interruptible", "_message", "_route", "_timed_out"),
+        *("_args", "_interruptible", "_leave", "_message", "_route", "_timed_out"),
         *("delivery", "envelope", "processor", "stopped", "task"),
     )
 
     envelope: Envelope
     task: asyncio.Task[Any]
 
-    def __init__(self, processor: Processor, delivery: Delivery, *, stopped: bool = False) -> None:
+    def __init__(self, processor: Processor, delivery: Delivery, leave: Callable[[Run], None], *, stopped: bool = False) -> None:
         self.processor, self.delivery, self.stopped = processor, delivery, stopped
+        self._leave = leave
         self._interruptible = self._timed_out = False
         self._message: MessageDependency | None = None
 
@@ -135,7 +142,9 @@ class Run:
     async def process(self) -> Ended:
         """Take the delivery to its settlement, whatever it meets."""
         try:
-            verdict = await self._stored(await self._attempt())
+            verdict = await self._attempt()
+            self._leave(self)
+            verdict = await self._stored(verdict)
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and self._forgive():
                 verdict = Verdict(Ended.REJECTED, REJECT)

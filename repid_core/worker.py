@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _CLEAN_UP = 1.0  # seconds that a cancelled actor gets before it is cancelled again, and then abandoned
 _CLOSING = 5.0  # seconds that consumers get to pause, and to close
+_UNSETTLED = 8  # jobs that have ended, beyond tasks_limit, whose settlements may be on their way
 _BROKER_PAUSE = 1.0  # seconds after a consumer failed, before it is asked again
 
 # A loop has one handler for each signal, and several workers may share a loop: the handler before, and who is to be told.
@@ -67,7 +68,8 @@ class Worker(Router):
         routers: Where the actors are.
         graceful_shutdown_time: Seconds that running jobs get once the worker stops; the rest are given back.
         messages_limit: Stop after so many settled deliveries; None goes on.
-        tasks_limit: The most jobs in flight, over all queues.
+        tasks_limit: The most jobs in flight, over all queues. One whose actor has ended counts no longer: its settlement
+            goes its way while the next runs.
         threads: The most threads for synchronous actors; by default the processors and four, 32 at most.
         processes: The most processes for actors with `run_in_process`; by default one for each processor.
         handle_signals: Signals that stop the worker: the first gracefully, a second at once.
@@ -183,6 +185,7 @@ class _Shift:
         self._fetchers: dict[str, asyncio.Task[None]] = {}
         self._receiving: set[asyncio.Task[Sequence[Delivery]]] = set()
         self._runs: set[Run] = set()
+        self._ended: set[Run] = set()  # those of them whose actors have ended
         self._waiting: deque[asyncio.Future[None]] = deque()  # fetchers that wait for a free place, longest first
         self._paused: set[str] = set()  # queues whose consumer has failed, and is to be asked again
         self._settled = 0
@@ -260,9 +263,10 @@ class _Shift:
 
     def _free(self) -> int:
         """How many more jobs may be started now."""
-        free = self._worker.tasks_limit - len(self._runs)
+        most, unsettled = self._worker.tasks_limit, len(self._runs)
+        free = min(most - (unsettled - len(self._ended)), 2 * most + _UNSETTLED - unsettled)
         if self._worker.messages_limit is not None:
-            free = min(free, self._worker.messages_limit - self._settled - len(self._runs))
+            free = min(free, self._worker.messages_limit - self._settled - unsettled)
         return free
 
     async def _fetch(self, queue: str, consumer: Consumer) -> None:
@@ -327,7 +331,7 @@ class _Shift:
     def _begin(self, delivery: Delivery) -> bool:
         """Run a job, or give it back if there is no place: another queue was quicker, or the worker stops."""
         has_place = self._free() > 0 and not self.stopping.is_set()
-        run = Run(self._processor, delivery, stopped=not has_place)
+        run = Run(self._processor, delivery, self._leave, stopped=not has_place)
         self._runs.add(run)
         run.task = asyncio.create_task(self._carry(run))
         if self._receiving and self._free() < 1:
@@ -335,12 +339,18 @@ class _Shift:
                 task.cancel()
         return has_place
 
+    def _leave(self, run: Run) -> None:
+        """An actor has ended: its place is for another, while the result is stored and the delivery settled."""
+        self._ended.add(run)
+        self._invite()
+
     async def _carry(self, run: Run) -> None:
         ended = Ended.LOST
         try:
             ended = await run.process()
         finally:
             self._runs.discard(run)
+            self._ended.discard(run)
             if ended is not Ended.REJECTED and ended is not Ended.LOST:
                 self._settled += 1
                 if self._settled == self._worker.messages_limit:

@@ -526,6 +526,86 @@ async def hang(*_: object) -> None:
     await asyncio.Event().wait()
 
 
+class TestSlowSettlements:
+    """A broker that sends acknowledgements at once, and is told late that they arrived."""
+
+    @pytest.fixture
+    def confirmed(self) -> asyncio.Event:
+        return asyncio.Event()
+
+    @pytest.fixture
+    def receive(self, confirmed):
+        async def step(consumer: InMemoryConsumer, original: Any, limit: int) -> Any:
+            deliveries = await original(limit)
+            for delivery in deliveries:
+
+                async def ack(sent: Callable[..., Awaitable[None]] = delivery.ack) -> None:
+                    await sent()
+                    await confirmed.wait()
+
+                delivery.ack = ack
+            return deliveries
+
+        return step
+
+    async def run(self, router: Router, connection: Connection, **options: Any) -> tuple[Worker, asyncio.Task[Any]]:
+        worker = Worker([router], handle_signals=(), connection=connection, **options)
+        task = asyncio.create_task(worker.run())
+        for _ in range(200):
+            await asyncio.sleep(0)
+        return worker, task
+
+    async def test_the_next_job_runs_while_the_last_is_settled(self, router, steered, receive, confirmed):
+        """W6: one whose actor has ended is not in flight any more, but it is settled before the worker stops."""
+        runs: list[int] = []
+
+        @router.actor
+        async def act(i: int) -> None:
+            runs.append(i)
+
+        connection = await steered(receive=receive)
+        await connection.enqueue_many([Job("act", args=[i]) for i in range(3)])
+        _, task = await self.run(router, connection, tasks_limit=1, messages_limit=3)
+        assert runs == [0, 1, 2]
+        assert not task.done()
+        confirmed.set()
+        assert (await task).processed == 3
+
+    async def test_a_broker_that_confirms_nothing_holds_the_worker_back(self, router, steered, receive, confirmed):
+        runs: list[int] = []
+
+        @router.actor
+        async def act(i: int) -> None:
+            runs.append(i)
+
+        connection = await steered(receive=receive)
+        await connection.enqueue_many([Job("act", args=[i]) for i in range(50)])
+        worker, task = await self.run(router, connection, tasks_limit=2)
+        assert 2 < len(runs) < 20
+        confirmed.set()
+        for _ in range(500):
+            await asyncio.sleep(0)
+        assert len(runs) == 50
+        worker.stop()
+        await task
+
+    async def test_messages_limit_counts_what_is_being_settled(self, router, steered, receive, confirmed):
+        """W6"""
+        runs: list[int] = []
+
+        @router.actor
+        async def act(i: int) -> None:
+            runs.append(i)
+
+        connection = await steered(receive=receive)
+        await connection.enqueue_many([Job("act", args=[i]) for i in range(9)])
+        _, task = await self.run(router, connection, tasks_limit=1, messages_limit=4)
+        assert len(runs) == 4
+        confirmed.set()
+        assert (await task).processed == 4
+        assert (await Queue().stats()).ready == 5
+
+
 class TestFetching:
     @pytest.mark.parametrize("queues", [1, 2])
     async def test_a_consumer_that_returns_although_cancelled_does_not_keep_the_worker(self, router, steered, queues):
