@@ -132,6 +132,22 @@ buckets = st.builds(
 
 
 @given(envelopes)
+def test_the_fast_way_writes_what_the_plain_one_does(envelope: Envelope) -> None:
+    head = encode_envelope(envelope)[16:].removesuffix(envelope.payload)
+    assert json.loads(head) == message_fields(envelope)
+    assert head.decode() == json.dumps(message_fields(envelope), ensure_ascii=False, separators=(",", ":"))
+
+
+@given(envelopes)
+def test_a_store_that_knows_the_key_can_leave_it_out(envelope: Envelope) -> None:
+    frame = encode_envelope(envelope, with_key=False)
+    assert len(frame) < len(encode_envelope(envelope))
+    assert decode_envelope(frame, envelope.key) == envelope
+    with pytest.raises(CorruptMessageError, match="id"):
+        decode_envelope(frame)
+
+
+@given(envelopes)
 def test_every_message_survives_the_wire(envelope: Envelope) -> None:
     again = decode_envelope(encode_envelope(envelope))
     assert again == envelope
