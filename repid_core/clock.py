@@ -81,3 +81,51 @@ class _SystemTimer:
 
 
 SYSTEM_CLOCK = SystemClock()
+
+
+class Timeouts:
+    """Time limits on the running loop, of which there are many, of few lengths, and hardly any is ever reached.
+
+    A timer of the loop for each costs more than most jobs do. Here those of one length stand in a line, in which the first is
+    due first, and share a timer.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._lines: dict[float, dict[Callable[[], object], float]] = {}
+        self._timers: dict[float, asyncio.TimerHandle] = {}
+
+    def start(self, seconds: float, callback: Callable[[], object]) -> None:
+        """Call `callback` after `seconds`, unless it is taken back before. Each callback is in one line only, and once."""
+        line = self._lines.get(seconds)
+        if line is None:
+            line = self._lines[seconds] = {}
+        due = self._loop.time() + seconds
+        line[callback] = due
+        if seconds not in self._timers:
+            self._timers[seconds] = self._loop.call_at(due, self._wake, seconds)
+
+    def stop(self, seconds: float, callback: Callable[[], object]) -> None:
+        """Take it back; nothing happens if it has been called."""
+        line = self._lines.get(seconds)
+        if line is not None:
+            line.pop(callback, None)
+
+    def close(self) -> None:
+        """Take all back."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._lines.clear()
+
+    def _wake(self, seconds: float) -> None:
+        line, now = self._lines[seconds], self._loop.time()
+        del self._timers[seconds]
+        while line:
+            callback, due = next(iter(line.items()))
+            if due > now:
+                self._timers[seconds] = self._loop.call_at(due, self._wake, seconds)
+                return
+            del line[callback]
+            callback()
+        del self._lines[seconds]

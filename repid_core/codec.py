@@ -143,7 +143,9 @@ def envelope_from_fields(fields: Mapping[str, Any], payload: bytes, key: Routing
             _typed(headers[name], f"headers.{name}", str)
         envelope = Envelope(
             key if key is not None and "id" not in fields else _key(get("id"), get("topic"), get("queue"), get("priority")),
-            Parameters(
+            _plain(_number(get("timestamp"), "timestamp", _EARLIEST, _LATEST), _number(get("timeout"), "timeout", 1, _LONGEST))
+            if retries is result is recurrence is get("ttl")  # all None
+            else Parameters(
                 _time(get("timestamp"), "timestamp"),
                 _span(get("timeout"), "timeout"),
                 0 if retries is None else _number(retries.get("max"), "retries.max"),
@@ -188,6 +190,12 @@ def _key(id_: Any, topic: Any, queue: Any, priority: Any) -> RoutingKey:
     check_name(topic, "topic")
     check_name(queue, "queue")
     raise ValueError(f"priority is {reprlib.repr(priority)}")
+
+
+@lru_cache(4096)
+def _plain(timestamp: int, timeout: int) -> Parameters:
+    """The parameters of a plain message; what is enqueued together often shares them."""
+    return Parameters(from_ms(timestamp), timeout * _MILLISECOND)
 
 
 @lru_cache(4096)

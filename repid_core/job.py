@@ -40,11 +40,23 @@ _PRIORITIES = tuple(Priority)
 _VARIANTS = "89ab"
 
 
+_random: list[str] = []  # 32 hexadecimal digits each, drawn 256 at a time
+
+
 def new_id() -> str:
-    """A random UUID (version 4, RFC 9562) as text; `uuid.uuid4` takes three times as long."""
-    digits = os.urandom(16).hex()
+    """A random UUID (version 4, RFC 9562) as text; `uuid.uuid4` takes five times as long."""
+    try:
+        digits = _random.pop()
+    except IndexError:
+        drawn = os.urandom(16 * 256).hex()
+        digits, *rest = (drawn[start : start + 32] for start in range(0, len(drawn), 32))
+        _random.extend(rest)
     variant = _VARIANTS[int(digits[16], 16) & 3]
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.clear)  # a child draws its own
 
 
 class Job(Generic[T]):

@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 from attrs import evolve, frozen
 
 from repid_core.abc import Converter, Delivery
+from repid_core.clock import Timeouts
 from repid_core.connection import Connection
 from repid_core.data import Death, DeathReason, Envelope, Outcome
 from repid_core.errors import (
@@ -96,6 +97,7 @@ class Processor:
         self.connection, self.routes, self.executors = connection, routes, executors
         self.payloads, self.middleware, self.clock = connection.payloads, connection.middleware, connection.clock
         self.counts: Counter[Ended] = Counter()
+        self.timeouts = Timeouts()
         self.holding = 0
         self.stores_results = connection.results_bucket_broker is not None
 
@@ -217,7 +219,8 @@ class Run:
     async def _actor(self, started: int) -> Verdict:
         """Run the actor inside its timeout, and judge how it ended."""
         processor, envelope = self.processor, self.envelope
-        timer = asyncio.get_running_loop().call_later(envelope.parameters.timeout.total_seconds(), self._expire)
+        timeouts, limit, expire = processor.timeouts, envelope.parameters.timeout.total_seconds(), self._expire
+        timeouts.start(limit, expire)
         self._interruptible = True
         try:
             if processor.middleware.watches_actor_run:
@@ -230,7 +233,7 @@ class Run:
         except BaseException as error:  # noqa: BLE001 — an actor may raise what it likes
             return self._broken_off(error, started)
         finally:
-            timer.cancel()
+            timeouts.stop(limit, expire)
             self._interruptible = False
             self._forgive()
         return self._ended((value,), started)

@@ -151,6 +151,7 @@ class Worker(Router):
         try:
             async with AsyncExitStack() as stack:
                 stack.push_async_callback(executors.close)
+                stack.callback(shift.close)
                 if self._health is not None:
                     server = HealthCheckServer(self._health, shift.alive, shift.ready)
                     stack.push_async_callback(server.stop)
@@ -181,6 +182,7 @@ class _Shift:
 
     def __init__(self, worker: Worker, processor: Processor) -> None:
         self._worker, self._processor = worker, processor
+        self._loop = asyncio.get_running_loop()
         self._consumers: dict[str, Consumer] = {}
         self._fetchers: dict[str, asyncio.Task[None]] = {}
         self._receiving: set[asyncio.Task[Sequence[Delivery]]] = set()
@@ -256,6 +258,10 @@ class _Shift:
         finally:
             await _all("close", {queue: consumer.close() for queue, consumer in self._consumers.items()})
 
+    def close(self) -> None:
+        """Time nothing any more."""
+        self._processor.timeouts.close()
+
     def summary(self) -> WorkerSummary:
         """What was done."""
         counts = {ended.value: self._processor.counts[ended] for ended in Ended}
@@ -310,7 +316,7 @@ class _Shift:
     async def _place(self, *, first: bool) -> None:
         """Wait until a job may be started: in turn, but `first` if another queue was quicker the last time."""
         while self._free() < 1 or self._waiting:
-            turn = asyncio.get_running_loop().create_future()
+            turn = self._loop.create_future()
             (self._waiting.appendleft if first else self._waiting.append)(turn)
             try:
                 await turn
@@ -323,7 +329,7 @@ class _Shift:
 
     def _invite(self) -> None:
         """Let the fetcher that waits longest have the next place."""
-        if self._free() > 0 and self._waiting:
+        if self._waiting and self._free() > 0:
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)
@@ -333,7 +339,7 @@ class _Shift:
         has_place = self._free() > 0 and not self.stopping.is_set()
         run = Run(self._processor, delivery, self._leave, stopped=not has_place)
         self._runs.add(run)
-        run.task = asyncio.create_task(self._carry(run))
+        run.task = self._loop.create_task(self._carry(run))
         if self._receiving and self._free() < 1:
             for task in self._receiving:
                 task.cancel()

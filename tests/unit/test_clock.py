@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from repid_core.clock import SYSTEM_CLOCK, Clock, SystemClock
+from repid_core.clock import SYSTEM_CLOCK, Clock, SystemClock, Timeouts
 from repid_core.testing.clock import ManualClock
 
 SECOND, MILLISECOND = timedelta(seconds=1), timedelta(milliseconds=1)
@@ -191,3 +191,57 @@ class TestManualClock:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert all(timer.callback is None for _, _, timer in clock._timers)
+
+
+class TestTimeouts:
+    async def test_those_that_are_not_taken_back_are_called_when_their_time_is_over(self):
+        called: list[str] = []
+        timeouts = Timeouts()
+
+        def first() -> None:
+            called.append("first")
+
+        def second() -> None:
+            called.append("second")
+            done.set()
+
+        def long() -> None:
+            called.append("long")
+
+        def taken_back() -> None:
+            called.append("taken back")
+
+        done = asyncio.Event()
+        started = asyncio.get_running_loop().time()
+        for seconds, callback in ((0.01, first), (0.02, second), (0.01, taken_back), (60, long)):
+            timeouts.start(seconds, callback)
+        timeouts.stop(0.01, taken_back)
+        async with asyncio.timeout(5):
+            await done.wait()
+        assert called == ["first", "second"]
+        assert asyncio.get_running_loop().time() - started >= 0.02
+        timeouts.stop(0.01, first)
+        timeouts.close()
+
+    async def test_the_next_in_line_is_called_in_its_own_time(self):
+        """One timer serves a line; it is set for the first of it, who may have left."""
+        loop, called, done = asyncio.get_running_loop(), [], asyncio.Event()
+        timeouts = Timeouts()
+
+        def gone() -> None:
+            called.append("gone")
+
+        def next_() -> None:
+            called.append(loop.time())
+            done.set()
+
+        timeouts.start(0.05, gone)
+        await asyncio.sleep(0.03)
+        started = loop.time()
+        timeouts.start(0.05, next_)
+        timeouts.stop(0.05, gone)
+        async with asyncio.timeout(5):
+            await done.wait()
+        assert len(called) == 1
+        assert called[0] - started >= 0.05
+        timeouts.close()

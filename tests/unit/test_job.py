@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
+from textwrap import dedent
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
@@ -786,3 +790,18 @@ def test_the_connection_of_another_loop():
             asyncio.run(Job("act", connection=connection).enqueue())
         runner.run(assert_untouched(connection))
         runner.run(connection.disconnect())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_draws_ids_of_its_own() -> None:
+    code = """
+        import os
+        from repid_core.job import new_id
+        new_id()
+        child = os.fork()
+        print(new_id(), flush=True)
+        if child:
+            os.waitpid(child, 0)
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True, check=True, timeout=60)
+    assert len(set(done.stdout.split())) == 2

@@ -4,6 +4,7 @@ import importlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from textwrap import dedent
 from types import ModuleType
@@ -66,6 +67,22 @@ class Required:
 class Watcher:
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings
+
+
+@pytest.fixture(autouse=True)
+def nothing_but_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plugins that happen to be installed beside core are out of sight."""
+    real = metadata.entry_points
+
+    def seen(**choice: str) -> list[metadata.EntryPoint]:
+        return [
+            entry
+            for entry in real(**choice)
+            if (dist := entry.dist) is None or dist.name == "repid-core" or tmp_path in Path(str(dist.locate_file(""))).parents
+            or Path(str(dist.locate_file(""))) == tmp_path
+        ]  # fmt: skip
+
+    monkeypatch.setattr(metadata, "entry_points", seen)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from repid_core import (
     MessageDependency,
     Queue,
     Repid,
+    Router,
     Worker,
 )
 from repid_core.data import Death, DeathReason, Limits, QueueStats

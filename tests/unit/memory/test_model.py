@@ -335,9 +335,9 @@ class BrokerMachine(RuleBasedStateMachine):
                 self.give_back(hand, model)
         for _, hand in self.dying:
             self.reap(hand)
-        self.hands, self.dying = [], []
-        self.run(self.broker.disconnect())
+        self.run(self.broker.disconnect())  # while there are consumers: one that nothing refers to is taken for dead
         self.run(self.broker.connect())
+        self.hands, self.dying = [], []
 
     def cancel_receive_of(self, hand: Hand) -> None:
         assert hand.waiting is not None
