@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
@@ -22,26 +22,26 @@ from repid_core.errors import (
     ResultTimeoutError,
 )
 from repid_redis.client import Client, UnreachableError
-from repid_redis.errors import explain
-from repid_redis.scripts import STORE
-from repid_redis.settings import RedisBucketBrokerSettings, made
-from repid_redis.subscriptions import Subscriptions
+from repid_redis.errors import explain, passes
+from repid_redis.settings import RedisBucketBrokerSettings
 from repid_redis.topology import topology
+from repid_redis.watch import UntoldError, Watch
 
 _T = TypeVar("_T")
+_Bucket = tuple[str, bytes, timedelta | None]
 
-_PLAIN, _ZLIB = b"\0", b"\1"  # how the rest is encoded
-_OFF_LOOP: Final = 128 << 10  # bytes from which on compression has a thread
-_SENT_ALONG: Final = 4096  # bytes up to which a bucket travels with the word that it is there
-_LOOK: Final = 5.0  # seconds after which who waits looks, told or not: somebody may store without telling
-_AT_ONCE: Final = 100  # keys in one command
+_PLAIN, _ZLIB = b"\0", b"\1"  # what the first byte says of the others
+_OFF_LOOP: Final = 64 << 10  # bytes from which on compression has a thread
+_AT_ONCE: Final = 100  # buckets on their way
+_BYTES_AT_ONCE: Final = 8 << 20  # the same in bytes; one that is larger goes alone
+_READ_AT_ONCE: Final = 16  # buckets in one reply, which has to come within the deadline
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 class RedisBucketBroker(BucketBroker):
     """Keeps buckets in Redis or Valkey, one key each, which the server removes when their time is over, to the millisecond.
 
-    Who waits for a bucket is told of it by the server. Brokers of one URL and prefix share their buckets.
+    Who waits for a bucket is told by the server. Brokers with one URL and prefix share their buckets, whatever the process.
 
     Args:
         url: Where the server is; see `RedisBucketBrokerSettings`, also for all others.
@@ -53,9 +53,11 @@ class RedisBucketBroker(BucketBroker):
     """
 
     def __init__(self, url: str = "redis://localhost:6379/0", **settings: Any) -> None:
-        self.settings = made(RedisBucketBrokerSettings, url, settings)
-        self.limits = Limits(max_payload=self.settings.max_payload)
+        self.settings = RedisBucketBrokerSettings(url, **settings)
+        wake_up = timedelta(milliseconds=5) if self.settings.notify else timedelta(seconds=1)
+        self.limits = Limits(max_payload=self.settings.max_payload, wake_up=wake_up)
         self._topology = topology(self.settings)
+        self._prefix = f"{self.settings.prefix}:bucket:"
         self._client: Client | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -64,84 +66,119 @@ class RedisBucketBroker(BucketBroker):
         """Make one as configured."""
         return cls(**asdict(settings, recurse=False))
 
+    # -- the connection ------------------------------------------------------------------------------------------------------
+
     async def connect(self) -> None:
         loop = asyncio.get_running_loop()
         if self._client is not None and self._loop is loop:
             return
         client = Client(self._topology, self.settings)
-        await self._within(client.open())
+        try:
+            await client.open()
+        except (RedisError, OSError) as error:
+            raise BucketConnectionError(explain(error, self._topology.address)) from error
         self._client, self._loop = client, loop
-        self._subscriptions = Subscriptions(lambda: client.connect(""), self.settings.reconnect_backoff)
+        self._watch = Watch(self._topology, self.settings, self._look)
 
     async def disconnect(self) -> None:
         client, self._client = self._client, None
         if client is not None:
-            await self._subscriptions.close()
+            await self._watch.close()
             await client.close()
 
     async def ping(self) -> None:
         await self._call("", "PING")
 
+    # -- buckets -------------------------------------------------------------------------------------------------------------
+
     async def store_bucket(self, id_: str, data: bytes, ttl: timedelta | None) -> None:
-        limit = self.settings.max_payload
-        if limit is not None and len(data) > limit:
-            raise PayloadTooLargeError(len(data), limit, "split it, or raise max_payload of the bucket broker")
-        life = "" if ttl is None else max(1, ttl // _MILLISECOND)
-        channel = self._channel(id_) if self.settings.notify else ""
+        self._check_size(data)
         value = await self._encode(data)
-        await self._within(self._connected().run(STORE, self._key(id_), value, life, channel, _SENT_ALONG))
+        key = self._prefix + id_
+        if ttl is None:
+            await self._call(key, "SET", key, value)
+        else:
+            await self._call(key, "SET", key, value, "PX", max(1, ttl // _MILLISECOND))
 
     async def get_bucket(self, id_: str) -> bytes | None:
-        return await self._decode(id_, await self._call(self._key(id_), "GET", self._key(id_)))
+        key = self._prefix + id_
+        value: bytes | None = await self._call(key, "GET", key)
+        return None if value is None else await self._decode(id_, value)
 
     async def delete_bucket(self, id_: str) -> None:
-        await self._call(self._key(id_), "UNLINK", self._key(id_))
+        key = self._prefix + id_
+        await self._call(key, "UNLINK", key)
 
     async def store_many(self, buckets: Sequence[tuple[str, bytes, timedelta | None]]) -> None:
+        for _, data, _ in buckets:
+            self._check_size(data)
         last = {bucket[0]: bucket for bucket in buckets}
-        stores = [self.store_bucket(*bucket) for bucket in last.values()]
-        for result in await asyncio.gather(*stores, return_exceptions=True):
-            if isinstance(result, BaseException):
-                raise result
+        for part in _parts(last.values()):
+            await _all(self.store_bucket(*bucket) for bucket in part)
 
     async def get_many(self, ids: Sequence[str]) -> list[bytes | None]:
-        return [await self._decode(id_, value) for id_, value in zip(ids, await self._each("MGET", "GET", ids), strict=True)]
+        keys = [self._prefix + id_ for id_ in ids]
+        if self.settings.mode == "cluster":
+            values = await _all(self._call(key, "GET", key) for key in keys)
+        else:
+            parts = await _all(self._call("", "MGET", *part) for part in _split(keys, _READ_AT_ONCE))
+            values = [value for part in parts for value in part]
+        return [None if value is None else await self._decode(id_, value) for id_, value in zip(ids, values, strict=True)]
 
     async def delete_many(self, ids: Sequence[str]) -> None:
-        await self._each("UNLINK", "UNLINK", ids)
+        keys = [self._prefix + id_ for id_ in ids]
+        size = 1 if self.settings.mode == "cluster" else _AT_ONCE
+        await _all(self._call(part[0], "UNLINK", *part) for part in _split(keys, size))
 
     async def wait_for(self, id_: str, timeout: timedelta | None) -> bytes:
         self._connected()
-        if not self.settings.notify:
-            return await super().wait_for(id_, timeout)
-        channel, subscriptions = self._channel(id_), self._subscriptions
-        subscription = subscriptions.subscribe(channel)
+        loop, watch = asyncio.get_running_loop(), self._watch
+        if timeout is None or timeout > timedelta(0):
+            if not (self.settings.notify and watch.able):
+                return await super().wait_for(id_, timeout)
+            began = loop.time()
+            try:
+                value = await watch.wait(
+                    (self._prefix + id_).encode(),
+                    None if timeout is None else timeout.total_seconds(),
+                )
+                return await self._decode(id_, value)
+            except UntoldError:
+                left = None if timeout is None else timeout - timedelta(seconds=loop.time() - began)
+                return await super().wait_for(id_, left)
+            except TimeoutError:
+                if (trouble := watch.trouble) is not None:
+                    raise BucketConnectionError(explain(trouble, self._topology.address)) from trouble
+        if (data := await self.get_bucket(id_)) is None:  # it may have been too short a time to ask
+            raise ResultTimeoutError
+        return data
+
+    # -- inside --------------------------------------------------------------------------------------------------------------
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            raise NotConnectedError
+        return self._client
+
+    async def _call(self, key: str, *command: Any) -> Any:
+        """Send a command, and put its failure into words."""
         try:
-            async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
-                async with asyncio.timeout(_LOOK):
-                    await subscription.begun.wait()
-                while True:
-                    if (data := await self.get_bucket(id_)) is not None:
-                        return data
-                    await _at_most(subscription.told.wait(), _LOOK)
-                    subscription.told.clear()
-                    if subscription.data:
-                        found = await self._decode(id_, subscription.data)
-                        if found is not None:
-                            return found
-        except TimeoutError as error:
-            raise ResultTimeoutError from error
-        finally:
-            subscriptions.unsubscribe(channel, subscription)
+            return await self._connected().call(key, *command)
+        except (RedisError, OSError) as error:
+            # What is away, or cannot do it now, may be asked again later; what is refused stays refused.
+            away = isinstance(error, UnreachableError | OSError) or passes(error)
+            kind = BucketConnectionError if away else BucketBrokerError
+            raise kind(explain(error, self._topology.address)) from error
 
-    # -- keys and values -----------------------------------------------------------------------------------------------------
+    async def _look(self, key: bytes) -> bytes | None:
+        value: bytes | None = await self._call(key.decode(), "GET", key)
+        return value
 
-    def _key(self, id_: str) -> str:
-        return f"{self.settings.prefix}:bucket:{id_}"
-
-    def _channel(self, id_: str) -> str:
-        database = self.settings.address.database  # channels are shared by all databases
-        return f"{self.settings.prefix}:{database}:bucket:{id_}"
+    def _check_size(self, data: bytes) -> None:
+        if len(data) > self.settings.max_payload:
+            raise PayloadTooLargeError(
+                len(data), self.settings.max_payload, "store less, or give the bucket broker a larger max_payload"
+            )
 
     async def _encode(self, data: bytes) -> bytes:
         least = self.settings.compress_from
@@ -151,59 +188,56 @@ class RedisBucketBroker(BucketBroker):
                 return _ZLIB + packed
         return _PLAIN + data
 
-    async def _decode(self, id_: str, value: bytes | None) -> bytes | None:
-        if value is None or value[:1] == _PLAIN:
-            return None if value is None else value[1:]
-        if value[:1] != _ZLIB:
-            raise CorruptBucketError(f"bucket {id_!r} in {type(self).__name__} was not written by repid-redis")
+    async def _decode(self, id_: str, value: bytes) -> bytes:
+        codec = value[:1]
+        if codec == _PLAIN:
+            return value[1:]
+        if codec != _ZLIB:
+            raise CorruptBucketError(f"{self._named(id_)} was not written by repid-redis: delete it, or give another prefix")
         unpacker, limit = zlib.decompressobj(), self.settings.max_payload
         try:
-            data: bytes = await _off_loop(len(value), unpacker.decompress, value[1:], 0 if limit is None else limit + 1)
+            data: bytes = await _off_loop(len(value), unpacker.decompress, memoryview(value)[1:], limit + 1)
         except zlib.error as error:
-            raise CorruptBucketError(f"bucket {id_!r} in {type(self).__name__} is damaged: {error}") from error
-        if limit is not None and len(data) > limit:
-            raise CorruptBucketError(f"bucket {id_!r} in {type(self).__name__} is larger than max_payload, {limit:,} bytes")
+            raise CorruptBucketError(f"{self._named(id_)} is damaged: {error}") from error
+        if len(data) > limit:
+            raise BucketBrokerError(
+                f"{self._named(id_)} unpacks to more than max_payload, {limit:,} bytes: raise it to read this"
+            )
         if not unpacker.eof:
-            raise CorruptBucketError(f"bucket {id_!r} in {type(self).__name__} is damaged: its end is missing")
+            raise CorruptBucketError(f"{self._named(id_)} is damaged: its end is missing")
         return data
 
-    # -- calls ---------------------------------------------------------------------------------------------------------------
-
-    def _connected(self) -> Client:
-        if self._client is None:
-            raise NotConnectedError
-        return self._client
-
-    async def _call(self, key: str, *command: Any) -> Any:
-        return await self._within(self._connected().call(key, *command))
-
-    async def _each(self, together: str, alone: str, ids: Sequence[str]) -> list[Any]:
-        """One command for many keys, where they are on one server."""
-        keys = [self._key(id_) for id_ in ids]
-        if self.settings.mode == "cluster":
-            return await asyncio.gather(*(self._call(key, alone, key) for key in keys))
-        parts = [keys[start : start + _AT_ONCE] for start in range(0, len(keys), _AT_ONCE)]
-        replies = await asyncio.gather(*(self._call("", together, *part) for part in parts))
-        return [value for reply in replies for value in reply] if together == "MGET" else replies
-
-    async def _within(self, call: Coroutine[Any, Any, _T]) -> _T:
-        """Await a call, and put its failure into words."""
-        try:
-            return await call
-        except (UnreachableError, OSError) as error:
-            raise BucketConnectionError(explain(error, self._topology.address)) from error
-        except RedisError as error:
-            kind = BucketConnectionError if self._client is None else BucketBrokerError
-            raise kind(explain(error, self._topology.address)) from error
+    def _named(self, id_: str) -> str:
+        return f"bucket {id_!r} in Redis at {self._topology.address}"
 
 
-async def _off_loop(size: int, call: Any, *arguments: Any) -> Any:
+def _split(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (keys[start : start + size] for start in range(0, len(keys), size))
+
+
+def _parts(buckets: Iterable[_Bucket]) -> Iterator[list[_Bucket]]:
+    """In their order, so many at once as are good for the connection and the memory."""
+    part: list[_Bucket] = []
+    size = 0
+    for bucket in buckets:
+        if part and (len(part) == _AT_ONCE or size + len(bucket[1]) > _BYTES_AT_ONCE):
+            yield part
+            part, size = [], 0
+        part.append(bucket)
+        size += len(bucket[1])
+    if part:
+        yield part
+
+
+async def _all(calls: Iterable[Awaitable[_T]]) -> list[_T]:
+    """The results in order; the first error once all have ended."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results  # type: ignore[return-value] # there is no error among them
+
+
+async def _off_loop(size: int, call: Callable[..., _T], *arguments: Any) -> _T:
+    """Leave what takes long to a thread."""
     return await asyncio.to_thread(call, *arguments) if size >= _OFF_LOOP else call(*arguments)
-
-
-async def _at_most(step: Coroutine[Any, Any, Any], seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await step
-    except TimeoutError:
-        pass

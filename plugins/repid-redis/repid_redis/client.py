@@ -23,7 +23,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from repid_redis.link import Link, LinkLostError
+from repid_redis.link import Link, LinkLostError, Reply
 from repid_redis.scripts import Script, Source
 from repid_redis.settings import RedisSettings
 from repid_redis.topology import Topology
@@ -138,7 +138,7 @@ class Client:
         """Send a command to the node that serves `key`; what `ask` gives, without the `Answer`."""
         return (await self._ask(key, command, self._deadline(None), follow=True)).value
 
-    async def run(self, script: Script, base: str, *args: Any, timeout: timedelta | None = None) -> Answer:
+    async def run(self, script: Script, base: str, *args: Any, timeout: timedelta | None = None, again: bool = False) -> Answer:
         """Run a script on the keys that begin with `base`.
 
         Args:
@@ -146,6 +146,7 @@ class Client:
             base: Its `KEYS[1]`.
             args: Its arguments.
             timeout: How long it waits for a connection, and is sent again; `connect_timeout` if None.
+            again: Whether it may have been carried out before.
 
         Raises:
             UnreachableError: There was no connection, or none that lived to the reply.
@@ -153,9 +154,19 @@ class Client:
         """
         source, deadline = self.source(script), self._deadline(timeout)
         try:
-            return await self._ask(base, ("EVALSHA", source.sha, 1, base, *args), deadline, follow=script.follows)
+            return await self._ask(base, ("EVALSHA", source.sha, 1, base, *args), deadline, follow=False)
         except NoScriptError:  # the server was restarted, or somebody flushed its scripts
-            return await self._ask(base, ("EVAL", source.text, 1, base, *args), deadline, follow=script.follows)
+            return await self._ask(base, ("EVAL", source.text, 1, base, *args), deadline, follow=False)
+
+    def post(self, script: Script, base: str, *args: Any) -> Reply | None:
+        """Run a script, if that can be done this instant; the future of its reply, and None if it cannot.
+
+        Whoever gets no reply, or an error, has to `run` it, knowing that it may have been carried out.
+        """
+        link = self._links.get(None)
+        if link is None or not link.is_up:
+            return None
+        return link.call("EVALSHA", self.source(script).sha, 1, base, *args)
 
     async def run_once(self, script: Script, base: str, *args: Any) -> Any:
         """Run a script, but never send it again once it may have been carried out.
@@ -180,9 +191,13 @@ class Client:
         span = self.settings.connect_timeout if timeout is None else timeout
         return asyncio.get_running_loop().time() + span.total_seconds()
 
-    async def _ask(self, key: str, command: tuple[Any, ...], deadline: float, *, follow: bool) -> Answer:
-        """Send until there is a reply. `follow`: a key that a cluster is moving is asked for where it goes."""
-        sent, loop = False, asyncio.get_running_loop()
+    async def _ask(self, key: str, command: tuple[Any, ...], deadline: float, *, follow: bool, sent: bool = False) -> Answer:
+        """Send until there is a reply.
+
+        A key that is on its way to another node of a cluster is asked for there if `follow` says so. Scripts wait until all
+        keys of the queue have moved: only the first of them is known to the server.
+        """
+        loop = asyncio.get_running_loop()
         while True:
             link = await self._live(key, deadline, sent=sent)
             error: Exception

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Collection, Coroutine, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,7 @@ from repid_core.errors import AlreadySettledError, DeliveryLostError, MessageBro
 from repid_redis.client import Answer
 from repid_redis.delivery import RedisDelivery
 from repid_redis.heartbeat import Session
-from repid_redis.link import Link
+from repid_redis.link import Link, LinkLostError, Reply
 from repid_redis.scripts import BYE, FETCH, FETCH_OTHER, HELLO, REJECT, SYNC, TICK, Script
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ class RedisConsumer(Consumer):
             markers[:0] = [f"{self.base}w:{topic}" for topic in topics]
             arguments[4] = "1"
         sha = client.source(script).sha
-        woken = line.call("BZPOPMIN", *markers, settings.block_timeout.total_seconds())
+        woken = line.call("BZPOPMIN", *markers, settings.block_timeout.total_seconds(), more=True)
         reply = line.call("EVALSHA", sha, 1, self.base, *arguments, *topics)
         try:
             with suppress(NoScriptError):
@@ -405,19 +406,34 @@ class RedisConsumer(Consumer):
             if script is REJECT:
                 batch.sort(key=attrgetter("number"))
             for start in range(0, len(batch), most):
-                self.broker.carry_out(self._settle_all(script, session, batch[start : start + most]))
+                part = batch[start : start + most]
+                handles = [delivery.handle for delivery in part]
+                reply = self.broker.client.post(script, self.base, session.name, *handles)
+                for delivery in part:
+                    self._let_go(delivery)
+                if reply is None:
+                    self.broker.carry_out(self._send_again(script, session, part, sent=False))
+                else:
+                    reply.add_done_callback(partial(self._sent, script, session, part))
 
-    async def _settle_all(self, script: Script, session: Session, batch: Sequence[RedisDelivery]) -> None:
-        for delivery in batch:
-            self._let_go(delivery)
-        error: Exception | None = None
-        held: Sequence[int] = ()
-        again = False
+    def _sent(self, script: Script, session: Session, batch: Sequence[RedisDelivery], reply: Reply) -> None:
+        if reply.cancelled() or (error := reply.exception()) is not None:
+            self.broker.carry_out(self._send_again(script, session, batch, sent=isinstance(error, LinkLostError)))
+        else:
+            self._tell(batch, reply.result())
+
+    async def _send_again(self, script: Script, session: Session, batch: Sequence[RedisDelivery], *, sent: bool) -> None:
+        handles = [delivery.handle for delivery in batch]
         try:
-            answer = await self._run(script, session.name, *(delivery.handle for delivery in batch))
-            held, again = answer.value, answer.again
-        except MessageBrokerError as failure:
-            error = failure
+            answer = await self._run(script, session.name, *handles, again=sent)
+        except MessageBrokerError as error:
+            self._tell(batch, (), error=error)
+        else:
+            self._tell(batch, answer.value, again=answer.again)
+
+    def _tell(
+        self, batch: Sequence[RedisDelivery], held: Sequence[int], *, again: bool = False, error: Exception | None = None
+    ) -> None:
         for index, delivery in enumerate(batch):
             done = self._settling.pop(delivery)
             if done.done():
@@ -452,12 +468,12 @@ class RedisConsumer(Consumer):
             raise DeliveryLostError
         return answer.value
 
-    async def _run(self, script: Script, *arguments: Any) -> Answer:
+    async def _run(self, script: Script, *arguments: Any, again: bool = False) -> Answer:
         """A script that settles. It waits for a server that is away for about as long as the lease may last."""
         settings = self.broker.settings
         try:
             return await self.broker.client.run(
-                script, self.base, *arguments, timeout=settings.connect_timeout + 2 * settings.lease
+                script, self.base, *arguments, timeout=settings.connect_timeout + 2 * settings.lease, again=again
             )
         except (RedisError, OSError) as error:
             self._stale = True  # the server may still say that this consumer holds it

@@ -40,6 +40,7 @@ class RedisDelivery(Delivery):
     ) -> None:
         self._consumer, self.session, self.number, self.handle = consumer, session, number, handle
         self._record = stored
+        self._id = ""
         self._envelope: Envelope | None = None
         self._refusal: Exception | None = None
         self._callbacks: list[Callable[[], None]] = []
@@ -48,12 +49,12 @@ class RedisDelivery(Delivery):
         if (category := consumer.category) is not MessageCategory.NORMAL:
             self.category = category
             if category is MessageCategory.DEAD:
-                self._record, self.death = decode_dead(stored)
+                self._id, self._record, self.death = decode_dead(stored)
 
     @property
     def envelope(self) -> Envelope:
         if self._envelope is None:
-            self._envelope = decode(self._record)
+            self._envelope = decode(self._record, self._id or self.handle.decode(), self._consumer.queue)
         return self._envelope
 
     def claim(self) -> None:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from datetime import timedelta
 from math import inf
+from types import coroutine
 from typing import Any
 
 from hiredis import pack_command
@@ -66,7 +67,9 @@ class Link:
         self._pending: deque[Reply] = deque()
         self._replied = 0.0  # when the last reply came, or the line was empty
         self._changed: Reply = self._loop.create_future()  # set when it is up, or an attempt has failed
-        self._wake: Reply | None = None  # of the sender
+        self._scheduled = False  # whether what is unsent will be sent in this turn
+        self._draining: asyncio.Task[None] | None = None  # while the transport takes no more
+        self._fault: Reply = self._loop.create_future()  # set when the connection is of no use any more
         self.error: Exception | None = None
         self._task = self._loop.create_task(self._run(), name="repid redis link")
 
@@ -93,8 +96,15 @@ class Link:
             except TimeoutError:
                 raise self.error or TimeoutError("no connection in time") from None
 
-    def call(self, *command: Any) -> Reply:
-        """Send a command with this turn's packet; the future gets the reply, an error reply as exception.
+    def call(self, *command: Any, more: bool = False) -> Reply:
+        """Send a command: at once if nothing is under way, else with all others of this turn of the loop.
+
+        Args:
+            command: Its words.
+            more: Whether another call follows, with which it is to be sent.
+
+        Returns:
+            A future for the reply; an error reply is its exception.
 
         Raises:
             LinkLostError: There is no connection; nothing was sent.
@@ -104,19 +114,22 @@ class Link:
         reply = self._loop.create_future()
         if not self._pending:
             self._replied = self._loop.time()
+        idle = len(self._pending) == len(self._unsent)
         self._unsent.append(pack_command(command))
         self._pending.append(reply)
-        if self._wake is not None:
-            self._wake.set_result(None)
-            self._wake = None
+        if more or self._scheduled:
+            return reply
+        if idle:
+            self._flush()
+        else:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
         return reply
 
     def drop(self) -> None:
         """Give up the connection, if there is one, for a new one: the server said that it is not the right one any more."""
-        self._connection = None
-        if self._wake is not None:  # the sender sees it, and ends
-            self._wake.set_result(None)
-            self._wake = None
+        if self._connection is not None:
+            self._break(RedisConnectionError("the connection was given up"))
 
     async def close(self) -> None:
         """Close the connection. Calls that wait for a reply fail."""
@@ -157,34 +170,59 @@ class Link:
         """Send and receive until something goes wrong."""
         self.error, self._connection = None, connection
         self._tell()
-        tasks = [
-            self._loop.create_task(step, name="repid redis link")
-            for step in (self._send(connection), self._receive(connection), self._watch())
-        ]
+        fault = self._fault = self._loop.create_future()
+        tasks = [self._loop.create_task(step, name="repid redis link") for step in (self._receive(connection), self._watch())]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([fault, *tasks], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._connection = None
+            if self._draining is not None:
+                tasks.append(self._draining)
             for task in tasks:
                 task.cancel()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            fault.cancel()
+            ended = await asyncio.gather(fault, *tasks, return_exceptions=True)
             with suppress(Exception):
                 await connection.disconnect(nowait=True)
             reason = next((error for error in ended if isinstance(error, Exception)), None)
-            lost = LinkLostError(f"the connection was lost: {reason}" if reason else "the connection was given up", sent=True)
+            lost = LinkLostError(f"the connection was lost: {reason}", sent=True)
             lost.__cause__ = reason
             self._fail(lost)
 
-    async def _send(self, connection: AbstractConnection) -> None:
-        while self._connection is connection:
-            if not self._unsent:
-                self._wake = self._loop.create_future()
-                await self._wake
-                continue
-            packet, self._unsent = self._unsent, []
-            if not connection.is_connected:  # it would connect by itself, and lose the order of replies
-                raise RedisConnectionError("the connection was closed")
-            await connection.send_packed_command(packet, check_health=False)
+    def _break(self, error: Exception) -> None:
+        """Have `_serve` end."""
+        self._connection = None
+        if not self._fault.done():
+            self._fault.set_exception(error)
+
+    def _flush(self) -> None:
+        """Send what is unsent, without a task: it hardly ever has to wait."""
+        self._scheduled = False
+        connection = self._connection
+        if connection is None or not self._unsent or self._draining is not None:
+            return
+        packet, self._unsent = self._unsent, []
+        if not connection.is_connected:  # it would connect by itself, and lose the order of replies
+            self._break(RedisConnectionError("the connection was closed"))
+            return
+        sending = connection.send_packed_command(packet, check_health=False)
+        try:
+            waits_for = sending.send(None)
+        except StopIteration:
+            return
+        except (RedisError, OSError) as error:
+            self._break(error)
+            return
+        self._draining = self._loop.create_task(self._drain(sending, waits_for), name="repid redis link")
+
+    async def _drain(self, sending: Coroutine[Any, Any, None], waits_for: Any) -> None:
+        try:
+            await _resume(sending, waits_for)
+        except (RedisError, OSError) as error:
+            self._break(error)
+        finally:
+            self._draining = None
+        self._flush()
 
     async def _receive(self, connection: AbstractConnection) -> None:
         pending, loop = self._pending, self._loop
@@ -224,3 +262,19 @@ class Link:
             if not reply.done():
                 reply.set_exception(error)
                 reply.exception()  # who does not wait for it need not hear of it
+
+
+@coroutine
+def _resume(begun: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+    """Await a coroutine that has been begun, and now waits for something."""
+    while True:
+        error: BaseException | None = None
+        value = None
+        try:
+            value = yield waits_for
+        except BaseException as thrown:  # noqa: BLE001 — it is for the coroutine
+            error = thrown
+        try:
+            waits_for = begun.send(value) if error is None else begun.throw(error)
+        except StopIteration:
+            return

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from attrs import asdict
@@ -26,9 +27,10 @@ from repid_redis.client import Client, UnreachableError
 from repid_redis.consumer import RedisConsumer
 from repid_redis.errors import explain
 from repid_redis.heartbeat import Heartbeat
+from repid_redis.link import LinkLostError, Reply
 from repid_redis.records import Stamps, decode, decode_dead, encode, place_of
 from repid_redis.scripts import BROWSE_OTHER, BROWSE_READY, CANCEL, DELETE, ENQUEUE, FLUSH, STATS, Script
-from repid_redis.settings import RedisMessageBrokerSettings, made
+from repid_redis.settings import RedisMessageBrokerSettings
 from repid_redis.topology import topology
 
 logger = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ class RedisMessageBroker(MessageBroker):
     capabilities = frozenset(Capability)
 
     def __init__(self, url: str = "redis://localhost:6379/0", **settings: Any) -> None:
-        self.settings = made(RedisMessageBrokerSettings, url, settings)
+        self.settings = RedisMessageBrokerSettings(url, **settings)
         self.limits = Limits(
             lease=self.settings.lease, max_payload=self.settings.max_payload, max_deliveries=self.settings.max_deliveries
         )
@@ -202,19 +204,26 @@ class RedisMessageBroker(MessageBroker):
 
     def _send(self, queue: str, batch: list[_Waiting]) -> None:
         """Send what was enqueued in this turn of the loop with one call, unless it was sent for its size."""
-        if self._batches.get(queue) is batch:
-            del self._batches[queue]
-            self.carry_out(self._send_batch(queue, batch))
+        if self._batches.get(queue) is not batch:
+            return
+        del self._batches[queue]
+        rows = [row for row, _ in batch]
+        reply = None
+        if not self.settings.wait_replicas:
+            reply = self.client.post(ENQUEUE, self.base(queue), *[cell for row in rows for cell in row])
+        if reply is None:
+            self.carry_out(self._send_again(queue, rows, batch, sent=False))
+        else:
+            reply.add_done_callback(partial(self._sent, queue, rows, batch))
 
-    async def _send_batch(self, queue: str, batch: list[_Waiting]) -> None:
-        outcomes = await self._enqueue(queue, [row for row, _ in batch])
-        for (_, waiting), outcome in zip(batch, outcomes, strict=True):
-            if waiting.done():
-                continue
-            if isinstance(outcome, Enqueued):
-                waiting.set_result(outcome)
-            else:
-                waiting.set_exception(outcome)
+    def _sent(self, queue: str, rows: list[_Row], batch: list[_Waiting], reply: Reply) -> None:
+        if reply.cancelled() or (error := reply.exception()) is not None:
+            self.carry_out(self._send_again(queue, rows, batch, sent=isinstance(error, LinkLostError)))
+        else:
+            _tell(batch, _outcomes(rows, reply.result()))
+
+    async def _send_again(self, queue: str, rows: list[_Row], batch: list[_Waiting], *, sent: bool) -> None:
+        _tell(batch, await self._enqueue(queue, rows, sent=sent))
 
     async def enqueue_many(self, envelopes: Sequence[Envelope]) -> Sequence[Enqueued | EnqueueError]:
         self.check()
@@ -251,10 +260,11 @@ class RedisMessageBroker(MessageBroker):
             size += len(row[4])
         return parts
 
-    async def _enqueue(self, queue: str, rows: list[_Row]) -> list[Enqueued | MessageBrokerError]:
-        """One outcome for each; errors are returned."""
+    async def _enqueue(self, queue: str, rows: list[_Row], *, sent: bool = False) -> list[Enqueued | MessageBrokerError]:
+        """One outcome for each; errors are returned. `sent`: it may have been carried out before."""
+        cells = [cell for row in rows for cell in row]
         try:
-            answer = await self._producer.run(ENQUEUE, self.base(queue), *[cell for row in rows for cell in row])
+            answer = await self._producer.run(ENQUEUE, self.base(queue), *cells, again=sent)
             if self.settings.wait_replicas:
                 await self._replicated(queue)
         except UnreachableError as error:
@@ -269,10 +279,7 @@ class RedisMessageBroker(MessageBroker):
             return [refused] * len(rows)
         except EnqueueError as error:
             return [error] * len(rows)
-        return [
-            _OUTCOMES.get(state) or DuplicateJobError(row[0], state.decode())
-            for row, state in zip(rows, answer.value, strict=True)
-        ]
+        return _outcomes(rows, answer.value)
 
     async def _replicated(self, queue: str) -> None:
         """Wait for as many replicas as are asked for to have what was enqueued."""
@@ -345,34 +352,34 @@ class RedisMessageBroker(MessageBroker):
         if after is not None and after.count(":") < (1 if category is MessageCategory.DEAD else 2):
             raise ValueError(f"after={after!r} is no cursor: pass the `cursor` of a message that browse gave")
         if category is MessageCategory.NORMAL:
-            return self._browse_ready(self.base(queue), after, limit)
-        return self._browse_other(self.base(queue), category, after, limit)
+            return self._browse_ready(queue, after, limit)
+        return self._browse_other(queue, category, after, limit)
 
-    async def _browse_ready(self, base: str, after: str | None, limit: int) -> AsyncIterator[Browsed]:
+    async def _browse_ready(self, queue: str, after: str | None, limit: int) -> AsyncIterator[Browsed]:
         while limit > 0:
             seen = () if after is None else after.split(":", 2)
-            found = await self.step(BROWSE_READY, base, min(limit, _PAGE), *seen)
+            found = await self.step(BROWSE_READY, self.base(queue), min(limit, _PAGE), *seen)
             for place, index, id_, record in zip(*[iter(found)] * 4, strict=True):
                 after = f"{place.decode()}:{index}:{id_.decode()}"
                 limit -= 1
-                yield Browsed(after, decode(record))
+                yield Browsed(after, decode(record, id_.decode(), queue))
             if not found:
                 return
 
-    async def _browse_other(self, base: str, category: MessageCategory, after: str | None, limit: int) -> AsyncIterator[Browsed]:
+    async def _browse_other(self, queue: str, category: MessageCategory, after: str | None, limit: int) -> AsyncIterator[Browsed]:
         while limit > 0:
             seen = () if after is None else after.split(":", 1)
             if seen and category is MessageCategory.DELAYED:
                 seen[1] = seen[1].replace(":", "\n", 1)
-            found = await self.step(BROWSE_OTHER, base, min(limit, _PAGE), _LETTERS[category], *seen)
+            found = await self.step(BROWSE_OTHER, self.base(queue), min(limit, _PAGE), _LETTERS[category], *seen)
             for score, member, record in zip(*[iter(found)] * 3, strict=True):
                 after = f"{score.decode()}:{member.decode()}".replace("\n", ":")
                 limit -= 1
                 if category is MessageCategory.DEAD:
-                    stored, death = decode_dead(record)
-                    yield Browsed(after, decode(stored), death)
+                    id_, stored, death = decode_dead(record)
+                    yield Browsed(after, decode(stored, id_, queue), death)
                 else:
-                    yield Browsed(after, decode(record))
+                    yield Browsed(after, decode(record, member.decode().partition("\n")[2], queue))
             if not found:
                 return
 
@@ -383,3 +390,17 @@ def _as_enqueue_error(outcome: Any) -> Enqueued | EnqueueError:
     error = EnqueueError(str(outcome))
     error.__cause__ = outcome
     return error
+
+
+def _outcomes(rows: Sequence[_Row], states: Sequence[bytes]) -> list[Enqueued | MessageBrokerError]:
+    return [_OUTCOMES.get(state) or DuplicateJobError(row[0], state.decode()) for row, state in zip(rows, states, strict=True)]
+
+
+def _tell(batch: Sequence[_Waiting], outcomes: Sequence[Enqueued | MessageBrokerError]) -> None:
+    for (_, waiting), outcome in zip(batch, outcomes, strict=True):
+        if waiting.done():  # cancelled
+            continue
+        if isinstance(outcome, Enqueued):
+            waiting.set_result(outcome)
+        else:
+            waiting.set_exception(outcome)

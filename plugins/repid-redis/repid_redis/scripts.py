@@ -30,20 +30,17 @@ class Script:
         name: What it does.
         plain: For servers before Redis 7, and for what is to be refused when the memory is full.
         when_full: For all other steps: it goes on when the memory is full.
-        follows: Whether its one key may be asked for where a cluster is moving it. The steps of a queue wait until all keys
-            of the queue are there: the server knows only the first.
     """
 
     name: str
     plain: Source
     when_full: Source
-    follows: bool = False
 
 
-def _script(name: str, *fragments: str, grows: bool = False, follows: bool = False) -> Script:
+def _script(name: str, *fragments: str, grows: bool = False) -> Script:
     text = "\n".join((_LUA / f"{part}.lua").read_text() for part in (*fragments, name))
     plain = _source(text)
-    return Script(name, plain, plain if grows else _source(f"#!lua flags=allow-oom\n{text}"), follows)
+    return Script(name, plain, plain if grows else _source(f"#!lua flags=allow-oom\n{text}"))
 
 
 def _source(text: str) -> Source:
@@ -69,4 +66,3 @@ BROWSE_READY: Final = _script("browse_ready", "base")
 BROWSE_OTHER: Final = _script("browse_other", "base")
 FLUSH: Final = _script("flush", "base")
 DELETE: Final = _script("delete", "base")
-STORE: Final = _script("store", grows=True, follows=True)

@@ -27,7 +27,7 @@ def _whole(low: int, high: int | None = None, *, none: str | None = None) -> _Ch
     """
     span = f"a whole number from {low:,} {'on' if high is None else f'to {high:,}'}"
 
-    def check(settings: Any, attribute: Attribute[Any], value: Any) -> None:
+    def check(_settings: Any, attribute: Attribute[Any], value: Any) -> None:
         if value is None and none is not None:
             return
         if type(value) is not int or value < low or (high is not None and value > high):
@@ -39,7 +39,7 @@ def _whole(low: int, high: int | None = None, *, none: str | None = None) -> _Ch
 def _span(low: timedelta, *, none: str | None = None) -> _Check:
     """Check for a duration that is not shorter than `low`."""
 
-    def check(settings: Any, attribute: Attribute[Any], value: Any) -> None:
+    def check(_settings: Any, attribute: Attribute[Any], value: Any) -> None:
         if value is None and none is not None:
             return
         if not isinstance(value, timedelta) or value < low:
@@ -49,38 +49,38 @@ def _span(low: timedelta, *, none: str | None = None) -> _Check:
     return check
 
 
-def _flag(settings: Any, attribute: Attribute[Any], value: Any) -> None:
+def _flag(_settings: Any, attribute: Attribute[Any], value: Any) -> None:
     if not isinstance(value, bool):
         raise ValueError(f"{attribute.name}={value!r}: give True or False")  # noqa: TRY004 — settings that are wrong are ValueErrors
 
 
 def _one_of(*choices: str) -> _Check:
-    def check(settings: Any, attribute: Attribute[Any], value: Any) -> None:
+    def check(_settings: Any, attribute: Attribute[Any], value: Any) -> None:
         if value not in choices:
             raise ValueError(f"{attribute.name}={value!r}: give one of {', '.join(map(repr, choices))}")
 
     return check
 
 
-def _text(settings: Any, attribute: Attribute[Any], value: Any) -> None:
+def _text(_settings: Any, attribute: Attribute[Any], value: Any) -> None:
     if value is not None and (not isinstance(value, str) or not value):
         shown = type(value).__name__ if "password" in attribute.name else repr(value)
         raise ValueError(f"{attribute.name} is {shown}: give a text that is not empty, or None")
 
 
-def _prefix(settings: Any, attribute: Attribute[Any], value: Any) -> None:
+def _prefix(_settings: Any, _attribute: Attribute[Any], value: Any) -> None:
     if not isinstance(value, str) or not value or not value.isprintable() or any(sign in value for sign in "{} "):
         raise ValueError(
             f"prefix={value!r}: give a text of printable signs, without spaces and braces: braces choose a cluster's node"
         )
 
 
-def _client_name(settings: Any, attribute: Attribute[Any], value: Any) -> None:
+def _client_name(_settings: Any, _attribute: Attribute[Any], value: Any) -> None:
     if value is not None and not (isinstance(value, str) and _NAME.fullmatch(value)):
         raise ValueError(f"client_name={value!r}: give ASCII letters, digits and punctuation, without spaces, or None")
 
 
-def _backoff(settings: Any, attribute: Attribute[Any], value: Any) -> None:
+def _backoff(_settings: Any, _attribute: Attribute[Any], value: Any) -> None:
     if not (
         isinstance(value, tuple)
         and len(value) == 2
@@ -94,7 +94,7 @@ def _as_pair(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value  # configuration files have no tuples
 
 
-def _beat(settings: RedisMessageBrokerSettings, attribute: Attribute[Any], value: Any) -> None:
+def _beat(settings: RedisMessageBrokerSettings, _attribute: Attribute[Any], value: Any) -> None:
     if value is None:
         return
     if not isinstance(value, timedelta) or not timedelta(0) < value <= settings.lease / 2:
@@ -120,7 +120,7 @@ class RedisSettings:
         password: The password. Default: the URL's.
         sentinel_username: The ACL user of the sentinels themselves. Default: None.
         sentinel_password: The password of the sentinels themselves. Default: None, for they ask for none.
-        ssl_ca_certs: TLS: the file with the authorities that are trusted. Default: None, for those of the system.
+        ssl_ca_certs: TLS: the file with authorities that are trusted beside those of the system. Default: None.
         ssl_certfile: TLS: the file with this client's certificate, for servers that ask for one. Default: None.
         ssl_keyfile: TLS: the file with its key. Default: None, for it is in `ssl_certfile`.
         ssl_check_hostname: TLS: whether the server's certificate must be for the host of the URL. Default: True.
@@ -179,9 +179,9 @@ class RedisSettings:
             raise ValueError(f"db={url.db}: a cluster has the database 0 alone; tell applications apart by prefix")
         tls = self._first("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "ssl_cert_reqs")
         if tls and not url.tls:
-            raise ValueError(
-                f"{tls} is set, but the URL asks for no TLS: write {'+'.join(['rediss', *self.url.partition(':')[0].split('+')[1:]])}://…"
-            )
+            scheme = self.url.partition("://")[0].replace("redis", "rediss", 1)
+            remedy = "leave it out, a Unix socket has no TLS" if url.socket else f"write {scheme}://…"
+            raise ValueError(f"{tls} is set, but the URL asks for no TLS: {remedy}")
         if self.ssl_keyfile and not self.ssl_certfile:
             raise ValueError("ssl_keyfile is set without ssl_certfile: give the certificate that the key belongs to")
 

@@ -6,19 +6,30 @@ import asyncio
 import random
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from contextlib import suppress
-from typing import Any, Final
+from bisect import bisect_right
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import (
+    AbstractConnection,
+    Connection,
+    DefaultParser,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 
 from repid_redis.settings import RedisSettings
+from repid_redis.url import Node
 
+_T = TypeVar("_T")
+
+_SLOTS: Final = 1 << 14
 _KEEPALIVE: Final = {
     number: value
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
@@ -26,146 +37,195 @@ _KEEPALIVE: Final = {
 }
 
 
+class _Pushing(DefaultParser):  # type: ignore[misc, valid-type] # the name is public, and says nothing of its type
+    """Lets through what the server pushes; redis-py swallows what it has no handler for."""
+
+    async def handle_push_response(self, response: Any, **_: Any) -> Any:
+        return response
+
+
 class Topology(ABC):
     """Where the servers of one broker are.
 
     Attributes:
-        address: For errors: host and port, and no password.
+        address: For errors: hosts and ports, and no password.
     """
 
     def __init__(self, settings: RedisSettings) -> None:
-        self._settings = settings
-        self._url = url = settings.address
-        self.address = str(url)
+        self._url = url = settings.target
+        self.address = url.address
         self._timeout = settings.connect_timeout.total_seconds()
+        self._secrets = [secret for secret in (url.password, settings.sentinel_password) if secret]
         self._options: dict[str, Any] = {
-            "username": settings.username or url.username,
-            "password": settings.password or url.password,
+            "username": url.username,
+            "password": url.password,
             "client_name": settings.client_name,
             "protocol": 2,
-            "socket_timeout": None,  # the links have limits of their own
-            "socket_connect_timeout": self._timeout,
+            "socket_timeout": None,  # who uses the connection has limits of its own
+            "socket_connect_timeout": None,  # `connect` has a limit for all that it does
             "socket_read_size": 1 << 18,
             "retry": Retry(NoBackoff(), 0),
             "health_check_interval": 0,
         }
-        self._secure: dict[str, Any] = {}
-        if url.tls:
-            self._secure = {
-                "ssl_ca_certs": settings.ssl_ca_certs,
-                "ssl_certfile": settings.ssl_certfile,
-                "ssl_keyfile": settings.ssl_keyfile,
-                "ssl_check_hostname": settings.ssl_check_hostname and settings.ssl_cert_reqs != "none",
-                "ssl_cert_reqs": settings.ssl_cert_reqs,
-            }
+        self._tls: dict[str, Any] = {
+            "ssl_ca_certs": settings.ssl_ca_certs,
+            "ssl_certfile": settings.ssl_certfile,
+            "ssl_keyfile": settings.ssl_keyfile,
+            "ssl_check_hostname": settings.ssl_check_hostname and settings.ssl_cert_reqs != "none",
+            "ssl_cert_reqs": settings.ssl_cert_reqs,
+        }
+        self._trust: Any = None  # what TLS connections share, until a file changes: the system's authorities take long to load
+        self._trusted: list[int] = []
 
-    @abstractmethod
-    async def connect(self, node: str | None = None) -> AbstractConnection:
+    async def connect(self, node: str | None = None, *, pushes: bool = False) -> AbstractConnection:
         """A new connection, ready for commands.
 
         Args:
             node: "host:port" of the node of a cluster; None for the primary, or any node.
+            pushes: Whether it speaks RESP3, and `read_response(push_request=True)` gives what the server pushes.
 
         Raises:
             RedisError: The server refuses, or is none.
-            OSError: It cannot be reached.
+            OSError: It cannot be reached. TimeoutError: it did not answer within `connect_timeout`.
         """
+        options: dict[str, Any] = {"protocol": 3, "parser_class": _Pushing} if pushes else {}
+        return await _within(self._timeout, self._connect(node, options))
 
-    async def node_of(self, key: str) -> str | None:
+    @abstractmethod
+    async def _connect(self, node: str | None, options: dict[str, Any]) -> AbstractConnection: ...
+
+    async def node_of(self, key: str | bytes) -> str | None:
         """Which node serves a key; None where there is but one."""
         return None
 
     async def refresh(self) -> None:
-        """Look anew where the servers are."""
+        """Look anew where the servers are. Where that is asked at each connection, nothing is to be done."""
 
-    async def _open(self, host: str, port: int, **options: Any) -> AbstractConnection:
-        kind = SSLConnection if self._secure else Connection
-        return await self._ready(
-            kind(
-                host=host,
-                port=port,
-                socket_keepalive=True,
-                socket_keepalive_options=_KEEPALIVE,
-                **{**self._options, **self._secure, **options},
-            )
-        )
+    async def _open(self, node: Node, options: dict[str, Any]) -> AbstractConnection:
+        options = {
+            **self._options,
+            "host": node.host,
+            "port": node.port,
+            "socket_keepalive": True,
+            "socket_keepalive_options": _KEEPALIVE,
+            **options,
+        }
+        return await self._ready(self._secured(options) if self._url.tls else Connection(**options))
+
+    def _secured(self, options: dict[str, Any]) -> SSLConnection:
+        changed = []
+        for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+            if file := self._tls[name]:
+                try:
+                    changed.append(Path(file).stat().st_mtime_ns)
+                except OSError as error:  # TLS would not say which of them
+                    raise FileNotFoundError(f"{name}={file!r} cannot be read: {error.strerror}") from error
+        connection = SSLConnection(**self._tls, **options)
+        if self._trust is None or changed != self._trusted:
+            self._trust, self._trusted = connection.ssl_context, changed
+        connection.ssl_context = self._trust
+        return connection
 
     async def _ready(self, connection: AbstractConnection) -> AbstractConnection:
         try:
-            async with asyncio.timeout(self._timeout):
-                await connection.connect()  # type: ignore[no-untyped-call]
-        except TimeoutError:
+            await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException as error:
             await connection.disconnect(nowait=True)
-            raise TimeoutError(f"it did not answer within {self._timeout:g} s") from None
-        except BaseException:
-            await connection.disconnect(nowait=True)
+            if isinstance(error, RedisError) and any(secret in str(error) for secret in self._secrets):
+                # Old servers, and proxies, answer what they do not know with a copy of it.
+                kind = ResponseError if isinstance(error, ResponseError) else RedisConnectionError
+                raise kind("it knows no HELLO, or no AUTH") from None
             raise
         return connection
 
-    @staticmethod
-    async def _ask(connection: AbstractConnection, *command: Any) -> Any:
-        await connection.send_command(*command)
-        return await connection.read_response()
+
+async def _within(seconds: float, step: Coroutine[Any, Any, _T]) -> _T:
+    try:
+        async with asyncio.timeout(seconds):
+            return await step
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+
+
+async def _ask(connection: AbstractConnection, *command: Any) -> Any:
+    await connection.send_command(*command, check_health=False)
+    return await connection.read_response()
 
 
 class Standalone(Topology):
     """One server."""
 
-    async def connect(self, node: str | None = None) -> AbstractConnection:
-        options = {"db": self._url.database}
-        if self._url.path is not None:
-            return await self._ready(UnixDomainSocketConnection(path=self._url.path, **self._options, **options))
-        [(host, port)] = self._url.hosts
-        return await self._open(host, port, **options)
+    async def _connect(self, node: str | None, options: dict[str, Any]) -> AbstractConnection:
+        options["db"] = self._url.db or 0
+        if self._url.socket is not None:
+            return await self._ready(UnixDomainSocketConnection(path=self._url.socket, **{**self._options, **options}))
+        return await self._open(self._url.nodes[0], options)
 
 
 class Sentinel(Topology):
-    """One primary that sentinels know the place of. It is asked for at each connection."""
+    """One primary that sentinels know the place of. They are asked at each connection: it may have moved."""
 
     def __init__(self, settings: RedisSettings) -> None:
         super().__init__(settings)
-        self._sentinels = list(self._url.hosts)
-        self.address = f"{self._url.service} of the sentinels {self.address}"
+        self.address = f"{self._url.service!r} of the sentinels {self.address}"
+        self._sentinels = list(self._url.nodes)
+        self._to_sentinel = {
+            "username": settings.sentinel_username,
+            "password": settings.sentinel_password,
+        }
 
-    async def connect(self, node: str | None = None) -> AbstractConnection:
-        host, port = await self._primary()
-        connection = await self._open(host, port, db=self._url.database)
+    async def _connect(self, node: str | None, options: dict[str, Any]) -> AbstractConnection:
+        options["db"] = self._url.db or 0
+        problems: list[str] = []
+        reason: Exception | None = None
+        share = self._timeout / (len(self._sentinels) + 1)  # of the time: one that hangs leaves some to the others
+        tried: set[Node] = set()
+        for sentinel in list(self._sentinels):
+            try:
+                primary = await _within(share, self._primary(sentinel))
+            except (RedisError, OSError) as error:
+                hint = ", see sentinel_username and sentinel_password" if isinstance(error, AuthenticationError) else ""
+                problems.append(f"{sentinel}: {error}{hint}")
+                reason = error
+                continue
+            if primary is None:
+                problems.append(f"{sentinel} knows no {self._url.service!r}")
+            elif primary not in tried:
+                tried.add(primary)
+                try:
+                    connection = await self._serving(primary, options)
+                except AuthenticationError:
+                    raise
+                except (RedisError, OSError) as error:
+                    problems.append(f"{sentinel} names {primary}: {error}")
+                    reason = error
+                else:
+                    self._sentinels.remove(sentinel)
+                    self._sentinels.insert(0, sentinel)  # the first to be asked the next time
+                    return connection
+        raise RedisConnectionError(f"no sentinel names a primary that serves ({'; '.join(problems)})") from reason
+
+    async def _primary(self, sentinel: Node) -> Node | None:
+        """Where a sentinel says that the primary is."""
+        connection = await self._open(sentinel, dict(self._to_sentinel))
         try:
-            role = (await self._ask(connection, "ROLE"))[0]
+            found = await _ask(connection, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._url.service)
+        finally:
+            await connection.disconnect(nowait=True)
+        return found and Node(found[0].decode(), int(found[1]))
+
+    async def _serving(self, primary: Node, options: dict[str, Any]) -> AbstractConnection:
+        """A connection to the primary, which is asked as well: sentinels learn late of what happens."""
+        connection = await self._open(primary, options)
+        try:
+            role, *_ = await _ask(connection, "ROLE")
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        if role not in (b"master", "master"):
+        if role != b"master":
             await connection.disconnect(nowait=True)
-            raise RedisConnectionError(f"{host}:{port} is no primary any more, whatever the sentinels say")
+            raise RedisConnectionError("it is no primary any more")
         return connection
-
-    async def _primary(self) -> tuple[str, int]:
-        problems = []
-        for sentinel in list(self._sentinels):
-            host, port = sentinel
-            try:
-                connection = await self._open(
-                    host,
-                    port,
-                    username=self._settings.sentinel_username,
-                    password=self._settings.sentinel_password,
-                    socket_connect_timeout=self._timeout / len(self._sentinels),
-                )
-                try:
-                    async with asyncio.timeout(self._timeout):
-                        found = await self._ask(connection, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._url.service)
-                finally:
-                    await connection.disconnect(nowait=True)
-            except (RedisError, OSError) as error:
-                problems.append(f"{host}:{port}: {error}")
-                continue
-            if found is not None:
-                self._sentinels.remove(sentinel)
-                self._sentinels.insert(0, sentinel)  # the first to be asked the next time
-                return found[0].decode(), int(found[1])
-            problems.append(f"{host}:{port} knows no service {self._url.service!r}")
-        raise RedisConnectionError(f"no sentinel names a primary ({'; '.join(problems)})")
 
 
 class Cluster(Topology):
@@ -173,62 +233,86 @@ class Cluster(Topology):
 
     def __init__(self, settings: RedisSettings) -> None:
         super().__init__(settings)
-        self._slots: list[tuple[int, int, str]] = []
-        self._known: list[tuple[str, int]] = list(self._url.hosts)
-        self._looking: asyncio.Task[None] | None = None
+        self._starts: list[int] = []  # the first slot of each range, in order
+        self._ranges: list[tuple[int, str]] = []  # its last slot, and its node
+        self._version = 0  # of the map, failed attempts to get one included
+        self._failure: Exception | None = None  # of the last attempt
+        self._turn: asyncio.Lock | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def connect(self, node: str | None = None) -> AbstractConnection:
+    async def _connect(self, node: str | None, options: dict[str, Any]) -> AbstractConnection:
         if node is None:
-            node = await self.node_of("")
-        host, _, port = node.rpartition(":")
-        return await self._open(host, int(port))
+            node = await self.node_of(b"")
+        place = Node.parse(node)
+        return await self._open(place if place.host else Node(self._url.nodes[0].host, place.port), options)
 
-    async def node_of(self, key: str) -> str:
-        if not self._slots:
+    async def node_of(self, key: str | bytes) -> str:
+        """Which node serves a key.
+
+        Raises:
+            RedisError: No node serves it, or none answers.
+            OSError: No node can be reached.
+        """
+        if not self._ranges:
             await self.refresh()
-        slot = key_slot(key.encode())
-        for first, last, node in self._slots:
-            if first <= slot <= last:
-                return node
-        raise RedisConnectionError(f"no node of the cluster serves slot {slot}")
+        slot = key_slot(key.encode() if isinstance(key, str) else key)
+        position = bisect_right(self._starts, slot) - 1
+        if position < 0 or self._ranges[position][0] < slot:
+            raise RedisConnectionError(f"no node of the cluster serves slot {slot} of {_SLOTS:,}")
+        return self._ranges[position][1]
 
     async def refresh(self) -> None:
-        if self._looking is None or self._looking.done() or self._looking.get_loop() is not asyncio.get_running_loop():
-            self._looking = asyncio.create_task(self._look(), name="repid redis cluster")
-        await asyncio.shield(self._looking)
+        loop, seen = asyncio.get_running_loop(), self._version
+        if self._turn is None or self._loop is not loop:
+            self._turn, self._loop = asyncio.Lock(), loop
+        async with self._turn:
+            if self._version == seen:  # else somebody has looked meanwhile
+                self._failure = None
+                try:
+                    await _within(self._timeout, self._look())
+                except (RedisError, OSError) as error:
+                    self._failure = error
+                self._version += 1
+            if self._failure is not None:
+                raise self._failure
 
     async def _look(self) -> None:
-        hosts = self._known[:]
-        random.shuffle(hosts)
-        problem: Exception = RedisConnectionError("no node answers")
-        for host, port in _unique((*hosts, *self._url.hosts)):
+        """Ask the nodes for the map, one after the other until one has it."""
+        known = list({node: None for _, node in self._ranges})
+        random.shuffle(known)
+        nodes = list(dict.fromkeys([*map(Node.parse, known), *self._url.nodes]))
+        share = self._timeout / len(nodes)
+        reason: Exception | None = None
+        for node in nodes:
             try:
-                connection = await self._open(host, port)
-                try:
-                    async with asyncio.timeout(self._timeout):
-                        found = await self._ask(connection, "CLUSTER", "SLOTS")
-                finally:
-                    with suppress(RedisError):
-                        await connection.disconnect(nowait=True)
+                rows = await _within(share, self._rows(node))
             except (RedisError, OSError) as error:
-                problem = error
+                reason = error
                 continue
-            if found:
-                slots = [(int(row[0]), int(row[1]), f"{(row[2][0] or b'').decode() or host}:{row[2][1]}") for row in found]
-                self._slots = slots
-                self._known = [(node.rpartition(":")[0], int(node.rpartition(":")[2])) for *_, node in slots]
+            if rows:
+                ordered = sorted((int(first), int(last), str(_named(primary, node))) for first, last, primary, *_ in rows)
+                self._starts = [first for first, _, _ in ordered]
+                self._ranges = [(last, name) for _, last, name in ordered]
                 return
-        raise problem
+        if reason is not None:
+            raise reason
+        raise RedisConnectionError("the cluster gives its slots to no node yet")
+
+    async def _rows(self, node: Node) -> Any:
+        connection = await self._open(node, {})
+        try:
+            return await _ask(connection, "CLUSTER", "SLOTS")
+        finally:
+            await connection.disconnect(nowait=True)
 
 
-def _unique(hosts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-    return list(dict.fromkeys(hosts))
+def _named(primary: Any, asked: Node) -> Node:
+    """The node of a row; one that does not know its own name gives none, and is the one that was asked."""
+    host = (primary[0] or b"").decode()
+    return Node(host if host not in {"", "?"} else asked.host, int(primary[1]))
 
 
 def topology(settings: RedisSettings) -> Topology:
-    """Where the servers are that the URL names. Nothing is opened."""
+    """Where the servers are that the settings name. Nothing is opened."""
     kinds: dict[str, type[Standalone | Sentinel | Cluster]] = {"standalone": Standalone, "sentinel": Sentinel, "cluster": Cluster}
-    mode = settings.mode
-    if mode == "standalone" and len(settings.address.hosts) > 1:
-        raise ValueError("one server has one host: begin the URL with redis+sentinel:// or redis+cluster:// for several")
-    return kinds[mode](settings)
+    return kinds[settings.mode](settings)
