@@ -25,7 +25,7 @@ from repid_redis.client import Client, UnreachableError
 from repid_redis.errors import explain, passes
 from repid_redis.settings import RedisBucketBrokerSettings
 from repid_redis.topology import topology
-from repid_redis.watch import UntoldError, Watch
+from repid_redis.watch import OutOfSightError, UntoldError, Watch
 
 _T = TypeVar("_T")
 _Bucket = tuple[str, bytes, timedelta | None]
@@ -78,7 +78,7 @@ class RedisBucketBroker(BucketBroker):
         except (RedisError, OSError) as error:
             raise BucketConnectionError(explain(error, self._topology.address)) from error
         self._client, self._loop = client, loop
-        self._watch = Watch(self._topology, self.settings, self._look)
+        self._watch = Watch(self._topology, self.settings, self._read)
 
     async def disconnect(self) -> None:
         client, self._client = self._client, None
@@ -117,12 +117,7 @@ class RedisBucketBroker(BucketBroker):
             await _all(self.store_bucket(*bucket) for bucket in part)
 
     async def get_many(self, ids: Sequence[str]) -> list[bytes | None]:
-        keys = [self._prefix + id_ for id_ in ids]
-        if self.settings.mode == "cluster":
-            values = await _all(self._call(key, "GET", key) for key in keys)
-        else:
-            parts = await _all(self._call("", "MGET", *part) for part in _split(keys, _READ_AT_ONCE))
-            values = [value for part in parts for value in part]
+        values = await self._read([self._prefix + id_ for id_ in ids])
         return [None if value is None else await self._decode(id_, value) for id_, value in zip(ids, values, strict=True)]
 
     async def delete_many(self, ids: Sequence[str]) -> None:
@@ -138,17 +133,16 @@ class RedisBucketBroker(BucketBroker):
                 return await super().wait_for(id_, timeout)
             began = loop.time()
             try:
-                value = await watch.wait(
-                    (self._prefix + id_).encode(),
-                    None if timeout is None else timeout.total_seconds(),
-                )
+                value = await watch.wait(self._prefix + id_, None if timeout is None else timeout.total_seconds())
                 return await self._decode(id_, value)
             except UntoldError:
                 left = None if timeout is None else timeout - timedelta(seconds=loop.time() - began)
                 return await super().wait_for(id_, left)
+            except OutOfSightError as error:
+                trouble = error.__cause__ or error
+                raise BucketConnectionError(explain(trouble, self._topology.address)) from trouble
             except TimeoutError:
-                if (trouble := watch.trouble) is not None:
-                    raise BucketConnectionError(explain(trouble, self._topology.address)) from trouble
+                pass
         if (data := await self.get_bucket(id_)) is None:  # it may have been too short a time to ask
             raise ResultTimeoutError
         return data
@@ -170,9 +164,12 @@ class RedisBucketBroker(BucketBroker):
             kind = BucketConnectionError if away else BucketBrokerError
             raise kind(explain(error, self._topology.address)) from error
 
-    async def _look(self, key: bytes) -> bytes | None:
-        value: bytes | None = await self._call(key.decode(), "GET", key)
-        return value
+    async def _read(self, keys: Sequence[str]) -> list[bytes | None]:
+        """What keys hold, in their order."""
+        if self.settings.mode == "cluster":  # there, keys of one command have to be of one slot
+            return await _all(self._call(key, "GET", key) for key in keys)
+        parts = await _all(self._call("", "MGET", *part) for part in _split(keys, _READ_AT_ONCE))
+        return [value for part in parts for value in part]
 
     def _check_size(self, data: bytes) -> None:
         if len(data) > self.settings.max_payload:

@@ -117,6 +117,11 @@ class Client:
             link.abandon()
         self._links, self._closed = {}, True
 
+    @property
+    def is_up(self) -> bool:
+        """Whether there are connections to all servers that are known."""
+        return all(link.is_up for link in self._links.values())
+
     async def refresh(self) -> None:
         """Look anew where the servers are."""
         with suppress(RedisError, OSError):  # they are in trouble; whoever wants something of them tries again

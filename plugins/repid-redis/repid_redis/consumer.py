@@ -71,12 +71,18 @@ class RedisConsumer(Consumer):
         self._dry = False  # whether the last fetch left nothing
         self._skip = 0  # how many dead or delayed ones were seen to be of other topics
         self._paused = False
+        self._well = True  # whether the last fetch went well
         self._pump: asyncio.Task[None] | None = None
         self._line: Link | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._unwanted: asyncio.TimerHandle | None = None
         self._chores: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
+
+    @property
+    def healthy(self) -> bool:  # type: ignore[override]
+        """Whether it can fetch."""
+        return self._well and self._pump is not None and self.broker.client.is_up
 
     # -- what the worker calls -----------------------------------------------------------------------------------------
 
@@ -90,7 +96,7 @@ class RedisConsumer(Consumer):
             self.base, self.broker.settings.block_timeout + self.broker.settings.reply_deadline
         )
         self._paused = False
-        self.healthy = True
+        self._well = True
         self._pump = self._loop.create_task(self._fetch_forever(), name=f"repid redis fetch {self.queue}")
         self.broker.consumers.add(self)
 
@@ -235,12 +241,12 @@ class RedisConsumer(Consumer):
                 if self._stale:
                     await self._sync(lost=True)
                 reply = await self._fetch(room)
-                self.healthy = True
+                self._well = True
             except (RedisError, OSError) as error:
                 self._stale = True
-                if self.healthy:
+                if self._well:
                     logger.warning("%s cannot be fetched from: %s", self.queue, error, extra={"queue": self.queue})
-                self.healthy = False
+                self._well = False
                 await asyncio.sleep(_PAUSE.total_seconds())
             else:
                 self._take(reply)
@@ -262,7 +268,7 @@ class RedisConsumer(Consumer):
         if not self._dry or line is None:
             return await client.run_once(script, self.base, *arguments, *topics)
         if not line.is_up:
-            self.healthy = self.healthy and line.error is None
+            self._well = self._well and line.error is None
             await line.up(self._loop.time() + settings.connect_timeout.total_seconds())
         markers = [f"{self.base}w!{self.session.name}", f"{self.base}wd"]
         if self._letter == "n":

@@ -57,7 +57,7 @@ class Heartbeat:
         self._end: Callable[[], None] | None = None
         self._ended: asyncio.Future[None] | None = None
         self._lock = threading.Lock()
-        self._stopping = False
+        self._stopping = self._complained = False
 
     def add(self, session: Session) -> None:
         """Keep its lease from now on."""
@@ -94,6 +94,12 @@ class Heartbeat:
             self._stopping = True
             if self._end is not None:
                 self._end()
+
+    def _complain(self, text: str, error: Exception) -> None:
+        """Once, until all is well again."""
+        if not self._complained:
+            logger.warning(text, error)
+        self._complained = True
 
     def _start(self) -> None:
         self._stopping = False
@@ -141,8 +147,8 @@ class Heartbeat:
                 try:
                     await client.open()
                     break
-                except (RedisError, OSError, TimeoutError) as error:
-                    logger.warning("the heartbeat has no connection: %s", error)
+                except (RedisError, OSError) as error:
+                    self._complain("the heartbeat has no connection: %s", error)
                     await asyncio.sleep(self._interval.total_seconds())
             await self._beat(client)
         except asyncio.CancelledError:
@@ -168,8 +174,9 @@ class Heartbeat:
         try:
             known, next_due, taken = (await client.run(BEAT, session.base, session.name, *arguments)).value
         except (RedisError, OSError) as error:
-            logger.warning("the lease of %s could not be renewed: %s", session.name, error)
+            self._complain("leases could not be renewed: %s", error)
             return
+        self._complained = False
         if taken:
             logger.warning("%d messages of dead workers are given to others", taken, extra={"taken": taken})
         with suppress(RuntimeError):  # the loop is closed

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from math import inf
 from typing import Any, Final
@@ -28,14 +28,22 @@ from repid_redis.topology import Topology
 
 logger = logging.getLogger(__name__)
 
-_LOOK: Final = 5.0  # seconds after which who waits looks, told or not
+_LOOK: Final = 2.5  # seconds from one look to the next, for what has been waited for since the last
 _IDLE: Final = 60.0  # seconds that a connection is kept of which nobody wants anything
-_AT_ONCE: Final = 100  # keys in one command
+_AT_ONCE: Final = 100  # keys in one command, most of which are not there
+_LOOKED_AT: Final = 16  # the same, when all may be
 _TRUSTED: Final = 3  # pushes for a key that is not there, after which the next ones are not followed at once
+
+
+_Look = Callable[[Sequence[str]], Awaitable[Sequence[bytes | None]]]
 
 
 class UntoldError(Exception):
     """The server cannot tell, or this client may not ask it to."""
+
+
+class OutOfSightError(Exception):
+    """The time is over, and the server is away; the cause says why."""
 
 
 @define(eq=False)
@@ -59,28 +67,23 @@ class Watch:
     Args:
         topology: Where the servers are.
         settings: For time limits.
-        look: Reads a key over another connection. What waits for long is looked at so, now and then: a server may forget to
+        look: Reads keys over another connection. What waits for long is looked at so, now and then: a server may forget to
             tell, as when a cluster gives a key to another node.
 
     Attributes:
         able: Whether servers tell, as far as is known.
     """
 
-    def __init__(self, topology: Topology, settings: RedisSettings, look: Callable[[bytes], Awaitable[bytes | None]]) -> None:
+    def __init__(self, topology: Topology, settings: RedisSettings, look: _Look) -> None:
         self.topology, self.settings, self._look = topology, settings, look
         self.able = True
-        self._waits: dict[bytes, _Wait] = {}
+        self._waits: dict[str, _Wait] = {}
         self._lines: dict[str | None, _Line] = {}
         self._unplaced: Exception | None = None  # why it is not known which node to ask
         self._sweeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
-    @property
-    def trouble(self) -> Exception | None:
-        """Why there is no connection to be told by, if that is so."""
-        return next((line.error for line in self._lines.values() if line.error is not None), self._unplaced)
-
-    async def wait(self, key: bytes, seconds: float | None) -> bytes:
+    async def wait(self, key: str, seconds: float | None) -> bytes:
         """Wait until a key is there.
 
         Args:
@@ -92,6 +95,7 @@ class Watch:
 
         Raises:
             TimeoutError: The time is over.
+            OutOfSightError: The same, and the server is away.
             UntoldError: The server does not tell.
             NotConnectedError: The watch was closed.
             BucketBrokerError: The server refuses to say what the key holds.
@@ -99,22 +103,26 @@ class Watch:
         future: asyncio.Future[bytes] = self._loop.create_future()
         timer = None if seconds is None else self._loop.call_later(seconds, _fail, future, TimeoutError())
         wait = self._waits.get(key)
+        if wait is None:
+            wait = self._waits[key] = _Wait()
+        wait.futures.append(future)
         try:
-            if wait is None:
-                wait = self._waits[key] = _Wait([future])
+            if wait.line is None:
                 await self._place(key, wait)
-            else:
-                wait.futures.append(future)
             if self._sweeper is None or self._sweeper.done():
                 self._sweeper = self._loop.create_task(self._sweep(), name="repid redis watch")
             return await future
+        except TimeoutError:
+            trouble = self._unplaced if wait.line is None else wait.line.error
+            if trouble is not None:
+                raise OutOfSightError from trouble
+            raise
         finally:
             if timer is not None:
                 timer.cancel()
-            if wait is not None:
-                wait.futures.remove(future)
-                if not wait.futures:
-                    self._forget(key, wait)
+            wait.futures.remove(future)
+            if not wait.futures:
+                self._forget(key, wait)
 
     async def close(self) -> None:
         """Close all connections, and end all waits."""
@@ -130,7 +138,7 @@ class Watch:
 
     # -- what lines have to say ----------------------------------------------------------------------------------------------
 
-    def found(self, key: bytes, value: bytes | None) -> None:
+    def found(self, key: str, value: bytes | None) -> None:
         """The server has said what a key holds."""
         wait = self._waits.get(key)
         if wait is None or value is None:
@@ -140,7 +148,7 @@ class Watch:
                 future.set_result(value)
         self._forget(key, wait)
 
-    def changed(self, key: bytes) -> None:
+    def changed(self, key: str) -> None:
         """The server has said that a key has changed."""
         wait = self._waits.get(key)
         if wait is None or wait.line is None:
@@ -162,7 +170,7 @@ class Watch:
             for future in wait.futures:
                 _fail(future, UntoldError())
 
-    async def move(self, keys: Iterable[bytes]) -> None:
+    async def move(self, keys: Iterable[str]) -> None:
         """Ask the right nodes of a cluster for these keys: it may serve them elsewhere now."""
         with suppress(RedisError, OSError):  # who looks for a node tries again
             await self.topology.refresh()
@@ -172,7 +180,7 @@ class Watch:
 
     # -- inside --------------------------------------------------------------------------------------------------------------
 
-    async def _place(self, key: bytes, wait: _Wait) -> None:
+    async def _place(self, key: str, wait: _Wait) -> None:
         """Ask the node that serves a key for it."""
         try:
             node = await self.topology.node_of(key)
@@ -192,7 +200,7 @@ class Watch:
             line.keys.add(key)
             line.ask(key)
 
-    def _forget(self, key: bytes, wait: _Wait) -> None:
+    def _forget(self, key: str, wait: _Wait) -> None:
         if self._waits.get(key) is wait:
             del self._waits[key]
             if wait.line is not None:
@@ -200,27 +208,30 @@ class Watch:
 
     async def _sweep(self) -> None:
         """Look at what is waited for, now and then."""
-        seen: set[bytes] = set()
+        seen: set[str] = set()
         while self._waits:
             await asyncio.sleep(_LOOK)
             old = [key for key in self._waits if key in seen]
             seen = set(self._waits)
-            for start in range(0, len(old), _AT_ONCE):
-                await asyncio.gather(*(self._look_at(key) for key in old[start : start + _AT_ONCE]))
+            for key in old:
+                wait = self._waits.get(key)
+                if wait is not None and (wait.line is None or wait.line.task.done()):
+                    await self._place(key, wait)
+            size = 1 if self.settings.mode == "cluster" else _LOOKED_AT
+            parts = [old[start : start + size] for start in range(0, len(old), size)]
+            await asyncio.gather(*(self._look_at(part) for part in parts))
 
-    async def _look_at(self, key: bytes) -> None:
-        wait = self._waits.get(key)
-        if wait is None:
-            return
-        if wait.line is None or wait.line.task.done():
-            await self._place(key, wait)
+    async def _look_at(self, keys: list[str]) -> None:
         try:
-            self.found(key, await self._look(key))
+            for key, value in zip(keys, await self._look(keys), strict=True):
+                self.found(key, value)
         except BucketConnectionError:
-            return  # what waits, waits until the store is back
+            return  # who waits, waits until the store is back
         except BucketBrokerError as error:
-            for future in wait.futures:
-                _fail(future, error)
+            for key in keys:
+                if (wait := self._waits.get(key)) is not None:
+                    for future in wait.futures:
+                        _fail(future, error)
 
 
 class _Line:
@@ -233,25 +244,25 @@ class _Line:
     """
 
     def __init__(self, watch: Watch, node: str | None) -> None:
-        self.keys: set[bytes] = set()
+        self.keys: set[str] = set()
         self.error: Exception | None = None
         self._watch, self._node = watch, node
         self._clustered = watch.settings.mode == "cluster"
         self._patience = watch.settings.reply_deadline.total_seconds()
         self._loop = asyncio.get_running_loop()
-        self._to_ask: list[bytes] = []
-        self._to_read: list[bytes] = []
-        self._expected: deque[tuple[bool, list[bytes]]] = deque()  # replies: whether the server remembers the keys, and these
+        self._to_ask: list[str] = []
+        self._to_read: list[str] = []
+        self._expected: deque[tuple[bool, list[str]]] = deque()  # replies: whether the server remembers the keys, and these
         self._replied = 0.0  # when the last reply came, or none was expected
         self._wake: asyncio.Future[None] | None = None  # of the sender
         self.task = self._loop.create_task(self._run(), name="repid redis watch")
 
-    def ask(self, key: bytes) -> None:
+    def ask(self, key: str) -> None:
         """Read a key, and let the server tell when it changes; with this turn's packet, or once there is a connection."""
         self._to_ask.append(key)
         self._stir()
 
-    def read(self, key: bytes) -> None:
+    def read(self, key: str) -> None:
         """Read a key, no more."""
         self._to_read.append(key)
         self._stir()
@@ -329,7 +340,7 @@ class _Line:
                     raise RedisConnectionError("the connection was closed")
                 await connection.send_packed_command(packet, check_health=False)
 
-    def _parts(self, keys: list[bytes]) -> list[list[bytes]]:
+    def _parts(self, keys: list[str]) -> list[list[str]]:
         """Those still wanted, each once, by commands; keys of a cluster have one each, as they may be of several slots."""
         wanted = [key for key in dict.fromkeys(keys) if key in self.keys]
         size = 1 if self._clustered else _AT_ONCE
@@ -341,14 +352,15 @@ class _Line:
             try:
                 reply = await connection.read_response(timeout=inf, push_request=True)
             except MovedError:
-                raise RedisConnectionError("the cluster serves the key elsewhere now") from None
+                return  # to where the cluster serves the key now
             except ResponseError as error:
                 logger.debug("a key could not be read: %s", error)  # the sweeper will see, for each key by itself
                 expected.popleft()
                 continue
             if isinstance(reply, PushNotification):
                 if reply[0] == b"invalidate":
-                    for key in list(self.keys) if reply[1] is None else reply[1]:
+                    changed = list(self.keys) if reply[1] is None else [key.decode() for key in reply[1]]
+                    for key in changed:  # all of them, if somebody has flushed the database
                         self._watch.changed(key)
                 continue
             remembered, keys = expected.popleft()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from attrs import asdict, fields
+
 from repid_redis.bucket_broker import RedisBucketBroker
 from repid_redis.message_broker import RedisMessageBroker
 from repid_redis.settings import RedisBucketBrokerSettings, RedisMessageBrokerSettings, RedisSettings

@@ -1,0 +1,75 @@
+"""The bucket broker keeps the whole contract, on Redis and on Valkey."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from repid_core.abc import BucketBroker
+from repid_core.testing.conformance import BucketBrokerConformance
+from repid_core.testing.proxy import FaultProxy
+from repid_redis import RedisBucketBroker
+from servers import Cluster, Server
+
+
+class RedisBucketBrokerSuite(BucketBrokerConformance):
+    secrets = ("a-secret",)
+
+    @pytest.fixture
+    def url(self) -> str:
+        raise NotImplementedError
+
+    @pytest.fixture
+    async def make_broker(self, url: str) -> AsyncIterator[Callable[[], BucketBroker]]:
+        parts = urlsplit(url)
+        self.url_of_server, self.prefix = url, f"test-{uuid.uuid4().hex[:12]}"
+        async with FaultProxy(parts.hostname or "", parts.port or 6379) as proxy:
+            self.proxy = proxy
+            self.address = f"127.0.0.1:{proxy.port}"
+            yield lambda: RedisBucketBroker(
+                f"redis://:{parts.password or ''}@{self.address}{parts.path}",
+                prefix=self.prefix,
+                connect_timeout=timedelta(seconds=2),
+            )
+
+    async def count_stored(self, broker: BucketBroker) -> int:
+        with redis.Redis.from_url(self.url_of_server) as client:
+            return len(list(client.scan_iter(f"{self.prefix}:*", count=10_000)))
+
+    async def break_connection(self, broker: BucketBroker) -> None:
+        self.proxy.refuse()
+
+    async def restore_connection(self, broker: BucketBroker) -> None:
+        self.proxy.accept()
+
+
+class TestOnRedis(RedisBucketBrokerSuite):
+    @pytest.fixture
+    def url(self, redis_url: str) -> str:
+        return redis_url
+
+
+class TestOnValkey(RedisBucketBrokerSuite):
+    @pytest.fixture
+    def url(self, serve: Callable[..., Server]) -> str:
+        return serve(flavour="valkey", requirepass="a-secret").url
+
+
+class TestOnCluster(BucketBrokerConformance):
+    @pytest.fixture
+    def make_broker(self, cluster: Cluster) -> Callable[[], BucketBroker]:
+        prefix = f"test-{uuid.uuid4().hex[:12]}"
+        return lambda: RedisBucketBroker(cluster.url, prefix=prefix)
+
+
+class TestPolled(BucketBrokerConformance):
+    """Servers that do not tell, and clients that may not ask them to."""
+
+    @pytest.fixture
+    def make_broker(self, redis_url: str, prefix: str) -> Callable[[], BucketBroker]:
+        return lambda: RedisBucketBroker(redis_url, prefix=prefix, notify=False)
