@@ -158,10 +158,8 @@ class Client:
             ResponseError: The server refuses.
         """
         source, deadline = self.source(script), self._deadline(timeout)
-        try:
-            return await self._ask(base, ("EVALSHA", source.sha, 1, base, *args), deadline, follow=False)
-        except NoScriptError:  # the server was restarted, or somebody flushed its scripts
-            return await self._ask(base, ("EVAL", source.text, 1, base, *args), deadline, follow=False)
+        command = ("EVALSHA", source.sha, 1, base, *args)
+        return await self._ask(base, command, deadline, follow=False, sent=again, text=source.text)
 
     def post(self, script: Script, base: str, *args: Any) -> Reply | None:
         """Run a script, if that can be done this instant; the future of its reply, and None if it cannot.
@@ -196,20 +194,29 @@ class Client:
         span = self.settings.connect_timeout if timeout is None else timeout
         return asyncio.get_running_loop().time() + span.total_seconds()
 
-    async def _ask(self, key: str, command: tuple[Any, ...], deadline: float, *, follow: bool, sent: bool = False) -> Answer:
+    async def _ask(
+        self, key: str, command: tuple[Any, ...], deadline: float, *, follow: bool, sent: bool = False, text: str = ""
+    ) -> Answer:
         """Send until there is a reply.
 
         A key that is on its way to another node of a cluster is asked for there if `follow` says so. Scripts wait until all
-        keys of the queue have moved: only the first of them is known to the server.
+        keys of the queue have moved: only the first of them is known to the server. `text` is that of the script.
         """
         loop = asyncio.get_running_loop()
+        error: Exception | None = None
         while True:
-            link = await self._live(key, deadline, sent=sent)
-            error: Exception
+            try:
+                link = await self._live(key, deadline, sent=sent)
+            except UnreachableError as away:
+                if error is not None and isinstance(away.__cause__, TimeoutError):  # what went wrong before tells more
+                    raise UnreachableError(error, sent=sent) from error
+                raise
             try:
                 return Answer(await link.call(*command), sent)
             except LinkLostError as lost:
                 error, sent = lost, sent or lost.sent
+            except NoScriptError as forgotten:  # the server was restarted, or somebody flushed its scripts
+                error, command = forgotten, ("EVAL", text, *command[2:])
             except _PUT_OFF as put_off:
                 if isinstance(put_off, AskError) and follow:
                     return Answer(await self._follow(put_off, command), sent)

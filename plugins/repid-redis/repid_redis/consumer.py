@@ -77,7 +77,7 @@ class RedisConsumer(Consumer):
         self._timer: asyncio.TimerHandle | None = None
         self._unwanted: asyncio.TimerHandle | None = None
         self._chores: set[asyncio.Task[Any]] = set()
-        self._loop = asyncio.get_running_loop()
+        self._loop: asyncio.AbstractEventLoop  # set by start
 
     @property
     def healthy(self) -> bool:  # type: ignore[override]

@@ -11,6 +11,7 @@ from typing import Final
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    ClusterCrossSlotError,
     ClusterDownError,
     InvalidResponse,
     MasterDownError,
@@ -82,7 +83,7 @@ _LASTING: Final[tuple[tuple[_ErrorType | None, str, str], ...]] = (
     (None, "DB index", "it has no database of this number: give a smaller one in the URL, or raise `databases` on the server"),
     (None, "SELECT is not allowed in cluster mode", "it is a node of a cluster: write redis+cluster://, without a database"),
     (MovedError, "MOVED", "it is a node of a cluster: write redis+cluster://"),
-    (None, "CROSSSLOT", "it is a node of a cluster: write redis+cluster://"),
+    (ClusterCrossSlotError, "CROSSSLOT", "it is a node of a cluster: write redis+cluster://"),
     (None, "cluster support disabled", "it is no node of a cluster: write redis://"),
     (None, "nknown command", f"it lacks a command: {OLDEST} is the oldest that will do, and it must be no sentinel"),
     (None, "nknown Redis command", f"it lacks a command: {OLDEST} is the oldest that will do"),
@@ -139,7 +140,10 @@ def _unreachable(error: BaseException, causes: list[BaseException]) -> str:  # n
         if isinstance(cause, ConnectionRefusedError) or "Connect call failed" in _text(cause):
             return f"nothing accepts connections there ({text}): start the server, or correct host and port"
         if isinstance(cause, ConnectionResetError) or "closed by server" in _text(cause):
-            return f"it closed the connection ({text}): see that it is a Redis server, and whether it wants TLS (rediss://)"
+            return (
+                f"it closed the connection ({text}): see that it is a Redis server, and whether it wants TLS (rediss://), "
+                "or a certificate of this client (ssl_certfile)"
+            )
     if any(isinstance(cause, TimeoutError) or "no reply within" in _text(cause) for cause in causes):
         shown = f" ({text})" if text else ""
         remedy = "see that it runs, and host and port; one that has no TLS is silent to rediss://"

