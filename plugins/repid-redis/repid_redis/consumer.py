@@ -438,13 +438,15 @@ class RedisConsumer(Consumer):
             self._tell(batch, answer.value, again=answer.again)
 
     def _tell(
-        self, batch: Sequence[RedisDelivery], held: Sequence[int], *, again: bool = False, error: Exception | None = None
+        self, batch: Sequence[RedisDelivery], held: int | Sequence[int], *, again: bool = False, error: Exception | None = None
     ) -> None:
         for index, delivery in enumerate(batch):
             done = self._settling.pop(delivery)
             if done.done():
                 continue
-            if error is None and (held[index] or again):  # if it was sent twice, it was done the first time
+            if error is None and (
+                again or held == 1 or (not isinstance(held, int) and held[index])
+            ):  # if it was sent twice, it was done the first time
                 done.set_result(None)
             else:
                 done.set_exception(error or DeliveryLostError())

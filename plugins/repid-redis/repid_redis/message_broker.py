@@ -392,7 +392,9 @@ def _as_enqueue_error(outcome: Any) -> Enqueued | EnqueueError:
     return error
 
 
-def _outcomes(rows: Sequence[_Row], states: Sequence[bytes]) -> list[Enqueued | MessageBrokerError]:
+def _outcomes(rows: Sequence[_Row], states: int | Sequence[bytes]) -> list[Enqueued | MessageBrokerError]:
+    if isinstance(states, int):
+        return [Enqueued.NEW] * len(rows)
     return [_OUTCOMES.get(state) or DuplicateJobError(row[0], state.decode()) for row, state in zip(rows, states, strict=True)]
 
 

@@ -250,6 +250,7 @@ class _Line:
         self._clustered = watch.settings.mode == "cluster"
         self._patience = watch.settings.reply_deadline.total_seconds()
         self._loop = asyncio.get_running_loop()
+        self._up = False
         self._to_ask: list[str] = []
         self._to_read: list[str] = []
         self._expected: deque[tuple[bool, list[str]]] = deque()  # replies: whether the server remembers the keys, and these
@@ -259,13 +260,15 @@ class _Line:
 
     def ask(self, key: str) -> None:
         """Read a key, and let the server tell when it changes; with this turn's packet, or once there is a connection."""
-        self._to_ask.append(key)
-        self._stir()
+        if self._up:  # else all that is still wanted then is asked for
+            self._to_ask.append(key)
+            self._stir()
 
     def read(self, key: str) -> None:
         """Read a key, no more."""
-        self._to_read.append(key)
-        self._stir()
+        if self._up:
+            self._to_read.append(key)
+            self._stir()
 
     def _stir(self) -> None:
         if self._wake is not None:
@@ -304,12 +307,13 @@ class _Line:
             await connection.read_response()
         self.error = None
         self._expected.clear()
-        self._to_ask, self._to_read = list(self.keys), []
+        self._to_ask, self._to_read, self._up = list(self.keys), [], True
         steps = (self._send(connection), self._receive(connection), self._guard())
         tasks = [self._loop.create_task(step, name="repid redis watch") for step in steps]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._up = False
             for task in tasks:
                 task.cancel()
             ended = await asyncio.gather(*tasks, return_exceptions=True)

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
+from redis.retry import Retry
 
 from repid_core.errors import BrokerConnectionError, BucketBrokerError, BucketConnectionError, MessageBrokerError
 from repid_redis import RedisBucketBroker, RedisMessageBroker
@@ -364,7 +366,7 @@ async def test_loading(kind: type[Broker], serve: Serve) -> None:
     server.wait = lambda: None  # type: ignore[method-assign]
     server.restart()
     address = f"127.0.0.1:{server.port}"
-    with server.client() as client:
+    with server.client(retry=Retry(NoBackoff(), 0)) as client:
         eventually(lambda: "loading" in _said(client), "it does not load")
         await fails(kind, f"redis://{address}", "it is loading its data", address)
         assert "loading" in _said(client)

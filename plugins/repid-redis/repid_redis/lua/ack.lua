@@ -1,19 +1,20 @@
--- Done: remove. ARGV: session, ids. Returns for each whether the session held it.
-local session, out, gone = ARGV[1], {}, {}
+-- Done: remove. ARGV: session, handles. Returns 1 if the session held them all, else for each whether it did.
+local session, out, gone, count, last = ARGV[1], {}, {}, 0, #ARGV
 local key = B .. 'h:' .. session
-for from = 2, #ARGV, 1000 do
-  local to = math.min(from + 999, #ARGV)
+for from = 2, last, 1000 do
+  local to = math.min(from + 999, last)
   local values = call('HMGET', key, unpack(ARGV, from, to))
   for i = from, to do
     local value = values[i - from + 1]
-    out[#out + 1] = value and 1 or 0
+    out[i - 1] = value and 1 or 0
     if value then
-      gone[#gone + 1] = ARGV[i]
+      count = count + 1
+      gone[count] = ARGV[i]
     end
   end
 end
-for from = 1, #gone, 1000 do
-  local to = math.min(from + 999, #gone)
+for from = 1, count, 1000 do
+  local to = math.min(from + 999, count)
   call('HDEL', key, unpack(gone, from, to))
   if string.sub(session, 1, 1) == 'x' then
     call('HDEL', B .. 'xb', unpack(gone, from, to))
@@ -24,4 +25,4 @@ for from = 1, #gone, 1000 do
     end
   end
 end
-return out
+return count == last - 1 and 1 or out

@@ -1,5 +1,5 @@
 -- ARGV: for each message id, place, due, what to do if the id is live (r raise, k keep, p replace), record.
--- Returns for each: new, replaced, kept, or the state of the live one. A record begins with its place, a line feed, and eight
+-- Returns how many are new if all are, else for each: new, replaced, kept, or the state of the live one. A record begins with its place, a line feed, and eight
 -- bytes that no other enqueue has: so a call that is sent again, because its reply was lost, is known.
 local out, ready, order, now = {}, {}, {}, nil
 
@@ -18,13 +18,42 @@ local function stand(place, id, due)
       return
     end
   end
-  local ids = ready[place]
-  if ids then
-    ids[#ids + 1] = id
+  local waiting = ready[place]
+  if waiting then
+    waiting[#waiting + 1] = id
   else
     ready[place] = { id }
     order[#order + 1] = place
   end
+end
+
+-- Mostly no id is live: then all records are written at once.
+local count, ids, seen, fresh = #ARGV / 5, {}, {}, true
+for i = 1, count do
+  local id = ARGV[5 * i - 4]
+  ids[i], fresh = id, fresh and not seen[id]
+  seen[id] = true
+end
+for from = 1, count, 1000 do
+  if fresh then
+    for _, old in ipairs(call('HMGET', B .. 'b', unpack(ids, from, math.min(from + 999, count)))) do
+      fresh = fresh and not old
+    end
+  end
+end
+if fresh then
+  local fields = {}
+  for i = 1, count do
+    fields[2 * i - 1], fields[2 * i] = ids[i], ARGV[5 * i]
+  end
+  for from = 1, 2 * count, 1000 do
+    call('HSET', B .. 'b', unpack(fields, from, math.min(from + 999, 2 * count)))
+  end
+  for i = 1, count do
+    stand(ARGV[5 * i - 3], ids[i], ARGV[5 * i - 2])
+  end
+  flush()
+  return count
 end
 
 for i = 1, #ARGV, 5 do

@@ -28,11 +28,11 @@ else
   table.sort(places)
 end
 
-local ids, records, held, bytes, more = {}, {}, {}, 0, false
+local ids, records, held, count, bytes, more = {}, {}, {}, 0, 0, false
 for _, place in ipairs(places) do
-  local list, chunk, empty = B .. 'r:' .. place, 16, false
-  while not refused and not empty and #ids < want and bytes < most do
-    local asked = math.min(want - #ids, chunk)
+  local list, mark, chunk, empty = B .. 'r:' .. place, 'n' .. place, 16, false
+  while not refused and not empty and count < want and bytes < most do
+    local asked = math.min(want - count, chunk)
     local popped = call('LPOP', list, asked) or {}
     if #popped < asked then
       empty = true
@@ -40,10 +40,13 @@ for _, place in ipairs(places) do
     if #popped == 0 then
       break
     end
-    for i, record in ipairs(call('HMGET', B .. 'b', unpack(popped))) do
-      if record then -- it is, unless somebody deletes keys by hand
-        ids[#ids + 1], records[#records + 1] = popped[i], record
-        held[#held + 1], held[#held + 2] = popped[i], 'n' .. place
+    local found = call('HMGET', B .. 'b', unpack(popped))
+    for i = 1, #popped do
+      local id, record = popped[i], found[i]
+      if record then -- there is one, unless somebody deletes keys by hand
+        count = count + 1
+        ids[count], records[count] = id, record
+        held[2 * count - 1], held[2 * count] = id, mark
         bytes = bytes + #record
       end
     end
@@ -61,11 +64,11 @@ end
 if refused then
   return { refused }
 end
-for from = 1, #held, 1000 do
-  call('HSET', B .. 'h:' .. session, unpack(held, from, math.min(from + 999, #held)))
+for from = 1, 2 * count, 1000 do
+  call('HSET', B .. 'h:' .. session, unpack(held, from, math.min(from + 999, 2 * count)))
 end
 local deaths = {}
-if #ids > 0 and call('EXISTS', B .. 'c') == 1 then
+if count > 0 and call('EXISTS', B .. 'c') == 1 then
   deaths = call('HMGET', B .. 'c', unpack(ids))
 end
 return { next_due, more and 1 or 0, ids, records, deaths }
