@@ -21,7 +21,7 @@ from redis.asyncio.connection import (
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from repid_redis.settings import RedisSettings
@@ -90,7 +90,19 @@ class Topology(ABC):
             OSError: It cannot be reached. TimeoutError: it did not answer within `connect_timeout`.
         """
         options: dict[str, Any] = {"protocol": 3, "parser_class": _Pushing} if pushes else {}
-        return await _within(self._timeout, self._connect(node, options))
+        return await _within(self._timeout, self._answering(node, options))
+
+    async def _answering(self, node: str | None, options: dict[str, Any]) -> AbstractConnection:
+        """A connection to a server that serves: one that loads its data, has no place, or hangs is found out here."""
+        connection = await self._connect(node, options)
+        try:
+            await _ask(connection, "PING")
+        except NoPermissionError:
+            pass  # it answers
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
 
     @abstractmethod
     async def _connect(self, node: str | None, options: dict[str, Any]) -> AbstractConnection: ...

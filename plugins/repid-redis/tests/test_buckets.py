@@ -26,7 +26,7 @@ from repid_core.errors import (
 )
 from repid_core.testing.proxy import FaultProxy
 from repid_redis import RedisBucketBroker
-from servers import Server
+from servers import Cluster, Sentinels, Server, eventually
 
 SECOND = timedelta(seconds=1)
 MILLISECOND = timedelta(milliseconds=1)
@@ -446,3 +446,97 @@ async def test_waits_survive_the_server(serve: Serve) -> None:
         await broker.store_many([("a", b"1", None), ("b", b"2", None)])
         async with asyncio.timeout(5):
             assert await asyncio.gather(*tasks) == [b"1", b"2"]
+
+
+@pytest.mark.faults
+async def test_a_fail_over(sentinels: Sentinels) -> None:
+    """The primary is killed: what the replica has stays, and who waits is told by the new primary."""
+    async with connected(sentinels.url) as broker, connected(sentinels.url) as other:
+        await broker.store_many([(f"b{number}", str(number).encode(), None) for number in range(100)])
+        tasks = await waiting_for(broker, "early", "late")
+        with sentinels.primary.client() as client:
+            assert client.wait(1, 5000) == 1
+        sentinels.primary.kill()
+        async with asyncio.timeout(30):
+            await _store_whatever_happens(other, "early")
+            assert await tasks[0] == b"early"
+            while not any(line._up for line in broker._watch._lines.values()):
+                await asyncio.sleep(0.01)
+        await other.store_bucket("late", b"2", None)
+        async with asyncio.timeout(SOON):
+            assert await tasks[1] == b"2"
+        assert await broker.get_many([f"b{number}" for number in range(100)]) == [str(number).encode() for number in range(100)]
+        with sentinels.replica.client() as client:
+            assert client.exists("repid:bucket:early", "repid:bucket:late") == 2
+
+
+async def _store_whatever_happens(broker: RedisBucketBroker, id_: str) -> None:
+    while True:
+        try:
+            await broker.store_bucket(id_, id_.encode(), None)
+        except BucketConnectionError:
+            continue
+        return
+
+
+@pytest.mark.faults
+async def test_a_primary_that_steps_down(sentinels: Sentinels) -> None:
+    """It lives on as a replica: nobody stays with it."""
+    async with connected(sentinels.url) as broker, connected(sentinels.url) as other:
+        tasks = await waiting_for(broker, "b")
+        with sentinels.sentinels[0].client() as client:
+            client.execute_command("SENTINEL", "FAILOVER", sentinels.name)
+        with sentinels.primary.client() as client:
+            await asyncio.to_thread(eventually, lambda: client.role()[0] in (b"slave", "slave"), "it does not step down")
+        await _store_whatever_happens(other, "b")
+        async with asyncio.timeout(8):
+            assert await tasks[0] == b"b"
+
+
+async def test_waits_in_a_cluster(cluster: Cluster, prefix: str) -> None:
+    """Each node tells of its own; one connection to each will do."""
+    async with connected(cluster.url, prefix=prefix) as broker, connected(cluster.url, prefix=prefix) as other:
+        ids = [f"b{number}" for number in range(200)]
+        tasks = await waiting_for(broker, *ids)
+        assert len(broker._watch._lines) == 3
+        await other.store_many([(id_, id_.encode(), 60 * SECOND) for id_ in ids])
+        async with asyncio.timeout(SOON):
+            assert await asyncio.gather(*tasks) == [id_.encode() for id_ in ids]
+        assert await other.get_many([*ids, "never"]) == [*(id_.encode() for id_ in ids), None]
+        await other.delete_many(ids)
+        assert await broker.get_many(ids) == [None] * 200
+
+
+@pytest.mark.faults
+async def test_a_bucket_that_moves_to_another_node(cluster: Cluster, prefix: str) -> None:
+    """It can be read and written all the while, and who waits for it is told."""
+    key = f"{prefix}:bucket:b"
+    clients = [node.client() for node in cluster.nodes]
+    ids = [client.execute_command("CLUSTER", "MYID") for client in clients]
+    slot = clients[0].execute_command("CLUSTER", "KEYSLOT", key)
+    source = next(number for number in range(3) if slot < 16384 * (number + 1) // 3)
+    target = (source + 1) % 3
+    async with connected(cluster.url, prefix=prefix) as broker, connected(cluster.url, prefix=prefix) as other:
+        tasks = await waiting_for(broker, "b")
+        try:
+            clients[target].execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
+            clients[source].execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
+            assert await other.get_bucket("b") is None
+            await other.store_bucket("b", b"1", 60 * SECOND)  # on its way, it is at its new node already
+            assert clients[source].execute_command("CLUSTER", "COUNTKEYSINSLOT", slot) == 0
+            assert await other.get_bucket("b") == b"1"
+            async with asyncio.timeout(8):
+                assert await tasks[0] == b"1"
+            await other.delete_bucket("b")
+            tasks = await waiting_for(broker, "b")
+            for client in clients:
+                client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[target])
+            await other.store_bucket("b", b"2", 60 * SECOND)
+            assert await broker.get_bucket("b") == b"2"
+            async with asyncio.timeout(8):
+                assert await tasks[0] == b"2"
+            await other.delete_bucket("b")
+        finally:
+            for client in clients:
+                client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[source])
+                client.close()

@@ -88,7 +88,7 @@ async def test_connections_are_as_the_settings_say(serve: Serve) -> None:
 async def test_connecting_takes_few_commands(serve: Serve) -> None:
     server = serve()
     with server.client() as client:
-        for url, most in (("", 0), ("/2", 1)):
+        for url, most in (("", 1), ("/2", 2)):
             client.config_resetstat()
             async with connection(topology(RedisSettings(f"redis://127.0.0.1:{server.port}{url}"))):
                 seen = {name: stats["calls"] for name, stats in client.info("commandstats").items()}
@@ -103,6 +103,20 @@ async def test_a_unix_socket(serve: Serve, tmp_path: Path) -> None:
     async with connection(where) as opened:
         assert b"db=4" in await ask(opened, "CLIENT", "INFO")
     assert await port_of(where) == server.port
+
+
+async def test_a_server_that_does_not_serve_yet_is_not_connected_to(serve: Serve) -> None:
+    """So nothing is sent that may or may not be carried out."""
+    server = serve()
+    with server.client() as client:
+        where = topology(RedisSettings(server.url))
+        client.config_set("maxclients", 1)
+        with pytest.raises(RedisError, match="max number of clients reached"):
+            await where.connect()
+        client.config_set("maxclients", 10)
+        client.execute_command("ACL", "SETUSER", "default", "-ping")
+        async with connection(where) as opened:
+            assert await ask(opened, "ECHO", "x") == b"x"
 
 
 @pytest.mark.parametrize("url", ["redis://{}", "rediss://{}", "redis+sentinel://{},{},{}/m", "redis+cluster://{},{},{}"])

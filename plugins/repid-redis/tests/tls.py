@@ -71,18 +71,22 @@ class TlsFront:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await self.server.wait_closed()
+        await asyncio.sleep(0.05)  # TLS says goodbye, and nothing tells when both sides have
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self.tasks.add(task)
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        ways = [asyncio.create_task(_copy(reader, far_writer)), asyncio.create_task(_copy(far_reader, writer))]
         try:
-            await asyncio.wait(
-                [asyncio.create_task(_copy(reader, far_writer)), asyncio.create_task(_copy(far_reader, writer))],
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            pass  # by `__aexit__`; asyncio's streams take a task that ends so for a fault
         finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
             for each in (writer, far_writer):
                 each.transport.abort()
             self.tasks.discard(task)

@@ -1,0 +1,3 @@
+"""What repid-core and its plugins do per second, beside others."""
+
+from __future__ import annotations
