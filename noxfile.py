@@ -34,6 +34,11 @@ def needs(*groups: str, of: Path = Path()) -> tuple[str, ...]:
     return nox.project.dependency_groups(nox.project.load_toml(of / "pyproject.toml"), *groups)
 
 
+def editable() -> list[str]:
+    """All plugins, with what their tests need."""
+    return [word for plugin in PLUGINS for word in ("-e", str(plugin), *needs("test", of=plugin))]
+
+
 def code(plugin: Path) -> list[Path]:
     """What of a plugin is type-checked strictly: the package, and its tests."""
     return [*plugin.glob("repid_*"), *plugin.glob("tests")]
@@ -50,8 +55,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Strict types; tests/typing/ holds what only a type checker can test."""
-    plugins = [word for plugin in PLUGINS for word in ("-e", str(plugin), *needs("test", of=plugin))]
-    session.install("-e", f".[{EXTRAS}]", *plugins, *needs("types", "test"), "nox")
+    session.install("-e", f".[{EXTRAS}]", *editable(), *needs("types", "test"), "nox")
     if session.posargs:
         session.run("mypy", *session.posargs)
         return
@@ -77,8 +81,8 @@ def plugins(session: nox.Session, plugin: Path) -> None:
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """Examples and documented snippets, run as they are written."""
-    session.install("-e", f".[{EXTRAS}]", *needs("test"))
+    """Examples and documented snippets, run as they are written, and the benchmarks with few jobs."""
+    session.install("-e", f".[{EXTRAS}]", *editable(), *needs("test"))
     session.run("pytest", "-m", "examples", *session.posargs)
 
 

@@ -131,8 +131,8 @@ class RedisConsumer(Consumer):
         self._wanted.set()
 
     async def close(self) -> None:
-        pump, session, line = self._pump, self.session, self._line
-        if pump is None or session is None:
+        pump, line = self._pump, self._line
+        if pump is None:
             return
         self._pump = None
         self._stop_timers()
@@ -144,7 +144,6 @@ class RedisConsumer(Consumer):
             await asyncio.wait(self._settling.values(), timeout=_CLOSING.total_seconds())
         if line is not None:
             await line.close()
-        self.broker.heartbeat.remove(session)
         held = list(self._held)
         self._held.clear()
         self._buffer.clear()
@@ -153,6 +152,10 @@ class RedisConsumer(Consumer):
         for waiter, _ in self._receivers:
             if not waiter.done():
                 waiter.set_result(None)
+        session, self.session = self.session, None
+        if session is None:  # it was lost, and there is no new one yet
+            return
+        self.broker.heartbeat.remove(session)
         try:
             handles = [delivery.handle for delivery in held]
             await self.broker.client.run(BYE, self.base, session.name, *handles, timeout=_CLOSING)
@@ -240,16 +243,22 @@ class RedisConsumer(Consumer):
             try:
                 if self._stale:
                     await self._sync(lost=True)
+                    continue  # there may be no session any more
                 reply = await self._fetch(room)
                 self._well = True
+                self._take(reply)
             except (RedisError, OSError) as error:
-                self._stale = True
                 if self._well:
                     logger.warning("%s cannot be fetched from: %s", self.queue, error, extra={"queue": self.queue})
-                self._well = False
-                await asyncio.sleep(_PAUSE.total_seconds())
-            else:
-                self._take(reply)
+                await self._stumble()
+            except Exception:
+                logger.exception("%s cannot be fetched from, by a fault of repid-redis", self.queue, extra={"queue": self.queue})
+                await self._stumble()
+
+    async def _stumble(self) -> None:
+        """A fetch went wrong; it may have been carried out all the same."""
+        self._stale, self._well = True, False
+        await asyncio.sleep(_PAUSE.total_seconds())
 
     async def _fetch(self, room: int) -> Any:
         """Fetch up to `room` messages: those that there are, else the next to come."""

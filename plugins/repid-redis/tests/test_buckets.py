@@ -511,7 +511,7 @@ async def test_waits_in_a_cluster(cluster: Cluster, prefix: str) -> None:
 async def test_a_bucket_that_moves_to_another_node(cluster: Cluster, prefix: str) -> None:
     """It can be read and written all the while, and who waits for it is told."""
     key = f"{prefix}:bucket:b"
-    clients = [node.client() for node in cluster.nodes]
+    clients: list[Any] = [node.client() for node in cluster.nodes]
     ids = [client.execute_command("CLUSTER", "MYID") for client in clients]
     slot = clients[0].execute_command("CLUSTER", "KEYSLOT", key)
     source = next(number for number in range(3) if slot < 16384 * (number + 1) // 3)

@@ -288,6 +288,10 @@ async def speaking_tls(
     yield port
 
 
+def trusting(certificates: Certificates) -> dict[str, Any]:
+    return {"ssl_ca_certs": certificates.authority}
+
+
 @pytest.mark.parametrize("server", ["redis", "front"])
 async def test_tls(kind: type[Broker], server: str, serve: Serve, certificates: Certificates) -> None:
     async with speaking_tls(server, serve, certificates) as port:
@@ -308,7 +312,7 @@ async def test_tls_with_the_certificate_of_another(
     kind: type[Broker], server: str, serve: Serve, certificates: Certificates
 ) -> None:
     async with speaking_tls(server, serve, certificates, "elsewhere") as port:
-        url, known = f"rediss://127.0.0.1:{port}", {"ssl_ca_certs": certificates.authority}
+        url, known = f"rediss://127.0.0.1:{port}", trusting(certificates)
         error = await fails(kind, url, "its certificate is not trusted", str(port), **known)
         assert "write the host as the certificate does" in str(error)
         broker = kind(url, ssl_check_hostname=False, **known)
@@ -321,7 +325,7 @@ async def test_tls_that_wants_to_know_the_client(
     kind: type[Broker], server: str, serve: Serve, certificates: Certificates
 ) -> None:
     async with speaking_tls(server, serve, certificates, ask_client=True) as port:
-        url, known = f"rediss://127.0.0.1:{port}", {"ssl_ca_certs": certificates.authority}
+        url, known = f"rediss://127.0.0.1:{port}", trusting(certificates)
         await fails(kind, url, "ssl_certfile", str(port), **known)
         broker = kind(url, ssl_certfile=certificates.certificate("client"), ssl_keyfile=certificates.key("client"), **known)
         await broker.connect()
@@ -397,7 +401,7 @@ def _said(client: redis.Redis) -> str:
 def test_what_servers_say(kind: type[Broker], said: str, explained: str, passing: bool) -> None:
     from redis._parsers.base import BaseParser
 
-    error = BaseParser.parse_error(said)
+    error = BaseParser.parse_error(said)  # type: ignore[no-untyped-call]
     assert explained in explain(error, "h:1")
     assert "Redis at h:1: " in explain(error, "h:1")
     assert passes(error) is passing

@@ -77,6 +77,7 @@ async def test_connections_are_as_the_settings_say(serve: Serve) -> None:
             assert (seen["user"], seen["db"], seen["resp"]) == ("bob", "3", "2")
             assert opened.socket_timeout is None
             assert opened.health_check_interval == 0
+            assert opened._writer is not None
             transport = opened._writer.transport.get_extra_info("socket")
             assert transport.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert await ask(opened, "ECHO", b"\xff") == b"\xff"
@@ -256,7 +257,7 @@ async def test_a_slot_that_moves(cluster: ClusterServers) -> None:
     """`refresh` shows it."""
     where = topology(RedisSettings(cluster.url))
     before = await where.node_of("moved")
-    slots = [node.client() for node in cluster.nodes]
+    slots: list[Any] = [node.client() for node in cluster.nodes]
     slot = slots[0].execute_command("CLUSTER", "KEYSLOT", "moved")
     target = next(node for node in cluster.nodes if not (before or "").endswith(str(node.port)))
     with target.client() as client:
