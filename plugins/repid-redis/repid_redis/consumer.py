@@ -9,20 +9,18 @@ from collections import deque
 from collections.abc import Collection, Coroutine, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from repid_core.abc import Consumer, Delivery
 from repid_core.data import MessageCategory
-from repid_core.errors import AlreadySettledError, DeliveryLostError, MessageBrokerError, NotConnectedError
-from repid_redis.client import Answer
+from repid_core.errors import AlreadySettledError, MessageBrokerError, NotConnectedError
 from repid_redis.delivery import RedisDelivery
 from repid_redis.heartbeat import Session
-from repid_redis.link import Link, LinkLostError, Reply
-from repid_redis.scripts import BYE, FETCH, FETCH_OTHER, HELLO, REJECT, SYNC, TICK, Script
+from repid_redis.link import Link
+from repid_redis.scripts import BYE, FETCH, FETCH_OTHER, HELLO, REJECT, SYNC, TICK
+from repid_redis.settlements import Settlements
 
 if TYPE_CHECKING:
     from repid_redis.message_broker import RedisMessageBroker
@@ -60,8 +58,7 @@ class RedisConsumer(Consumer):
         self.base = broker.base(queue)
         self.session: Session | None = None
         self._held: dict[RedisDelivery, None] = {}  # not settled, in the order of their coming
-        self._settling: dict[RedisDelivery, asyncio.Future[Any]] = {}  # of which there is no confirmation yet
-        self._batches: dict[Script, list[RedisDelivery]] = {}  # acks and rejects of this turn of the loop
+        self.settlements = Settlements(self)
         self._number = 0
         self._buffer: deque[RedisDelivery] = deque()
         self._receivers: deque[tuple[asyncio.Future[None], int]] = deque()
@@ -140,8 +137,8 @@ class RedisConsumer(Consumer):
         for task in (pump, *self._chores):
             task.cancel()
         await asyncio.gather(pump, *self._chores, return_exceptions=True)
-        if self._settling:
-            await asyncio.wait(self._settling.values(), timeout=_CLOSING.total_seconds())
+        if self.settlements.pending:
+            await asyncio.wait(self.settlements.pending.values(), timeout=_CLOSING.total_seconds())
         if line is not None:
             await line.close()
         held = list(self._held)
@@ -351,7 +348,7 @@ class RedisConsumer(Consumer):
 
     async def _reject(self, deliveries: Sequence[RedisDelivery]) -> None:
         with suppress(MessageBrokerError):  # if nothing helps, they come back when the lease is over
-            await self.settle_with_others(REJECT, *deliveries)
+            await self.settlements.settle_with_others(REJECT, *deliveries)
 
     async def _withdraw(self) -> None:
         """Let a fetch that waits for a message wait no longer."""
@@ -365,7 +362,8 @@ class RedisConsumer(Consumer):
         if (session := self.session) is None:
             return
         self._epoch += 1
-        known = [delivery.handle for delivery in (*self._held, *self._settling) if delivery.session is session] if lost else ()
+        hands = (*self._held, *self.settlements.pending) if lost else ()
+        known = [delivery.handle for delivery in hands if delivery.session is session]
         reply = (await self.broker.client.run(SYNC, self.base, session.name, self._epoch, int(lost), *known)).value
         self._dry = False
         if lost:
@@ -395,112 +393,15 @@ class RedisConsumer(Consumer):
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
 
-    # -- settlements ---------------------------------------------------------------------------------------------------------
-
-    async def settle_with_others(self, script: Script, *deliveries: RedisDelivery) -> None:
-        """Acknowledge or reject, in one call with all others of this turn of the loop, whoever is cancelled meanwhile.
-
-        Raises:
-            DeliveryLostError: The lease was lost.
-            BrokerConnectionError: The server stayed away; the messages will be given out again.
-        """
-        if script not in self._batches:
-            self._batches[script] = []
-            self._loop.call_soon(self._send, script)
-        for delivery in deliveries:
-            self._settling[delivery] = self._loop.create_future()
-            self._batches[script].append(delivery)
-        await self._settling[deliveries[0]]
-
-    def _send(self, script: Script) -> None:
-        batches: dict[Session, list[RedisDelivery]] = {}
-        for delivery in self._batches.pop(script):
-            batches.setdefault(delivery.session, []).append(delivery)
-        most = self.broker.settings.merge_batch
-        for session, batch in batches.items():
-            if script is REJECT:
-                batch.sort(key=attrgetter("number"))
-            for start in range(0, len(batch), most):
-                part = batch[start : start + most]
-                handles = [delivery.handle for delivery in part]
-                reply = self.broker.client.post(script, self.base, session.name, *handles)
-                for delivery in part:
-                    self._let_go(delivery)
-                if reply is None:
-                    self.broker.carry_out(self._send_again(script, session, part, sent=False))
-                else:
-                    reply.add_done_callback(partial(self._sent, script, session, part))
-
-    def _sent(self, script: Script, session: Session, batch: Sequence[RedisDelivery], reply: Reply) -> None:
-        if reply.cancelled() or (error := reply.exception()) is not None:
-            self.broker.carry_out(self._send_again(script, session, batch, sent=isinstance(error, LinkLostError)))
-        else:
-            self._tell(batch, reply.result())
-
-    async def _send_again(self, script: Script, session: Session, batch: Sequence[RedisDelivery], *, sent: bool) -> None:
-        handles = [delivery.handle for delivery in batch]
-        try:
-            answer = await self._run(script, session.name, *handles, again=sent)
-        except MessageBrokerError as error:
-            self._tell(batch, (), error=error)
-        else:
-            self._tell(batch, answer.value, again=answer.again)
-
-    def _tell(
-        self, batch: Sequence[RedisDelivery], held: int | Sequence[int], *, again: bool = False, error: Exception | None = None
-    ) -> None:
-        for index, delivery in enumerate(batch):
-            done = self._settling.pop(delivery)
-            if done.done():
-                continue
-            if error is None and (
-                again or held == 1 or (not isinstance(held, int) and held[index])
-            ):  # if it was sent twice, it was done the first time
-                done.set_result(None)
-            else:
-                done.set_exception(error or DeliveryLostError())
-                done.exception()  # a cancelled actor does not ask
-
-    async def settle(self, delivery: RedisDelivery, script: Script, *arguments: Any) -> Any:
-        """Settle one delivery by its script, whoever is cancelled meanwhile; what the script returned.
-
-        Raises:
-            DeliveryLostError: Its lease was lost.
-            BrokerConnectionError: The server stayed away; the message will be given out again.
-        """
-        task = self.broker.carry_out(self._settle(delivery, script, *arguments))
-        self._settling[delivery] = task
-        try:
-            return await asyncio.shield(task)
-        finally:
-            if task.done():
-                self._settling.pop(delivery, None)
-            else:
-                task.add_done_callback(lambda _: self._settling.pop(delivery, None))
-
-    async def _settle(self, delivery: RedisDelivery, script: Script, *arguments: Any) -> Any:
-        self._let_go(delivery)
-        answer = await self._run(script, delivery.session.name, delivery.handle, *arguments)
-        if answer.value == 0 and not answer.again:
-            raise DeliveryLostError
-        return answer.value
-
-    async def _run(self, script: Script, *arguments: Any, again: bool = False) -> Answer:
-        """A script that settles. It waits for a server that is away for about as long as the lease may last."""
-        settings = self.broker.settings
-        try:
-            return await self.broker.client.run(
-                script, self.base, *arguments, timeout=settings.connect_timeout + 2 * settings.lease, again=again
-            )
-        except (RedisError, OSError) as error:
-            self._stale = True  # the server may still say that this consumer holds it
-            raise self.broker.connection_error(error) from error
-
     def take_back(self, delivery: RedisDelivery) -> None:
         """A settlement was refused: it is in the hand as before."""
         self._held[delivery] = None
 
-    def _let_go(self, delivery: RedisDelivery) -> None:
-        """What fetches now comes after the settlement, so there is room for another."""
+    def let_go(self, delivery: RedisDelivery) -> None:
+        """It is being settled: what is fetched now comes after that, so there is room for another."""
         self._held.pop(delivery, None)
         self._wanted.set()
+
+    def doubt(self) -> None:
+        """A settlement failed: the server may still say that it is in this hand. It is put back before the next fetch."""
+        self._stale = True

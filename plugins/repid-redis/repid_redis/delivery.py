@@ -83,17 +83,17 @@ class RedisDelivery(Delivery):
 
     async def ack(self) -> None:
         self.claim()
-        await self._consumer.settle_with_others(ACK, self)
+        await self._consumer.settlements.settle_with_others(ACK, self)
 
     async def nack(self, death: Death) -> None:
         self.claim()
         settings = self._consumer.broker.settings
         age = settings.dead_max_age.total_seconds() * 1000 if settings.dead_max_age else 0
-        await self._consumer.settle(self, NACK, encode_death(death), settings.dead_max_count or 0, int(age))
+        await self._consumer.settlements.settle(self, NACK, encode_death(death), settings.dead_max_count or 0, int(age))
 
     async def reject(self) -> None:
         self.claim()
-        await self._consumer.settle_with_others(REJECT, self)
+        await self._consumer.settlements.settle_with_others(REJECT, self)
 
     async def requeue(self, envelope: Envelope) -> None:
         old, new = self.envelope.key, envelope.key
@@ -102,7 +102,7 @@ class RedisDelivery(Delivery):
         broker = self._consumer.broker
         record = broker.checked(encode(envelope, stamp_of(self._record)), envelope)
         self.claim()
-        state = await self._consumer.settle(self, REQUEUE, new.id_, place_of(new), broker.due(envelope), record)
+        state = await self._consumer.settlements.settle(self, REQUEUE, new.id_, place_of(new), broker.due(envelope), record)
         if isinstance(state, bytes | str):
             self._claimed = False  # it is still in the hand
             self._consumer.take_back(self)

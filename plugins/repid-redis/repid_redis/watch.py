@@ -213,11 +213,12 @@ class Watch:
             await asyncio.sleep(_LOOK)
             old = [key for key in self._waits if key in seen]
             seen = set(self._waits)
+            clustered = self.settings.mode == "cluster"
             for key in old:
                 wait = self._waits.get(key)
-                if wait is not None and (wait.line is None or wait.line.task.done()):
-                    await self._place(key, wait)
-            size = 1 if self.settings.mode == "cluster" else _LOOKED_AT
+                if wait is not None and (clustered or wait.line is None or wait.line.task.done()):
+                    await self._place(key, wait)  # somewhere else, if its slot has moved
+            size = 1 if clustered else _LOOKED_AT
             parts = [old[start : start + size] for start in range(0, len(old), size)]
             await asyncio.gather(*(self._look_at(part) for part in parts))
 

@@ -12,6 +12,7 @@ import pytest
 from attrs import fields
 
 from repid_redis import RedisBucketBrokerSettings, RedisMessageBrokerSettings
+from repid_redis.errors import RIGHTS
 from repid_redis.settings import RedisSettings
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
@@ -41,3 +42,7 @@ def test_the_program_runs(redis_url: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     said = re.findall(r"It prints `(.*?)`", README)
     assert done.stdout.splitlines() == said
+
+
+def test_the_rights_are_those_that_errors_name() -> None:
+    assert f"`{RIGHTS.replace('PREFIX', 'repid')}`" in README
