@@ -1,142 +1,119 @@
-"""Task queues side by side: `python -m benchmarks.brokers redis --peer saq=PYTHON …`; README.md in the folder above says how."""
+"""Measure task queues side by side, on a server that is started for it: `python -m benchmarks.brokers redis`."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
+import platform
 import subprocess
 import sys
-import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from benchmarks.brokers.report import OURS, table
+from benchmarks.brokers.rounds import MEASURES, Candidate, Rounds, Row, failures
 from benchmarks.brokers.server import Redis
 
-PEERS = {
+# By broker and name: the adapter, and the distribution whose version is told.
+ADAPTERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "redis": {
-        "repid": "repid:Repid",
-        "raw": "raw:Raw",
-        "saq": "saq:Saq",
-        "taskiq-list": "taskiq:List",
-        "taskiq-stream": "taskiq:Stream",
-        "streaq": "streaq:Streaq",
-        "rq": "rq:Rq",
-    }
+        OURS: ("repid:Repid", "repid-redis"),
+        "raw-list": ("raw:RawList", "redis"),
+        "raw-stream": ("raw:RawStream", "redis"),
+        "saq": ("saq:Saq", "saq"),
+        "taskiq-list": ("taskiq:TaskiqList", "taskiq-redis"),
+        "taskiq-stream": ("taskiq:TaskiqStream", "taskiq-redis"),
+        "arq": ("arq:Arq", "arq"),
+        "streaq": ("streaq:Streaq", "streaq"),
+        "rq": ("rq:Rq", "rq"),
+    },
 }
-COLUMNS = (  # title, measure, figure
-    ("enqueue, one by one /s", "seq", "per_second"),
-    ("100 producers /s", "conc", "per_second"),
-    ("in bulk /s", "bulk", "per_second"),
-    ("consume, 1 at once /s", "consume 1", "per_second"),
-    ("100 at once /s", "consume 100", "per_second"),
-    ("1000 at once /s", "consume 1000", "per_second"),
-    ("round trip /s", "roundtrip", "per_second"),
-    ("latency p50 ms", "latency", "p50_ms"),
-    ("latency p99 ms", "latency", "p99_ms"),
-    ("2,000 sleepers s", "sleepers", "total_s"),
-    ("server µs, enqueue", "conc", "server_us"),
-    ("server µs, consume", "consume 100", "server_us"),
-    ("bytes queued", "conc", "bytes"),
-    ("idle % of a core", "idle", "cpu_percent"),
-)
-SLEEPERS = 2000
-ROOT = Path(__file__).parents[2]
-
-Figures = dict[str, Any]
+ALWAYS = (OURS, "raw-list", "raw-stream")
 
 
-class Contest:
-    """One server, and those who are measured on it."""
-
-    def __init__(self, options: argparse.Namespace, server: Redis) -> None:
-        self.options, self.server = options, server
-
-    def round(self, name: str, python: str) -> dict[str, Figures]:
-        """All measures of one peer, once."""
-        found: dict[str, Figures] = {}
-        peer = f"benchmarks.brokers.{self.options.broker}.{PEERS[self.options.broker][name]}"
-
-        def run(measure: str, queue: str, **choices: object) -> Figures:
-            words = [f"--{key}={value}" for key, value in choices.items()]
-            command = [python, "-m", "benchmarks.brokers.child", peer, measure, f"--url={self.server.url}", f"--queue={queue}"]
-            done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603 — as the user says
-            lines = done.stdout.splitlines()
-            figures: Figures = json.loads(lines[-1]) if lines else {"error": done.stderr[-300:]}
-            if "error" in figures:
-                print(f"{name}, {measure}: {figures['error']}", file=sys.stderr)
-            return figures
-
-        for mode, concurrency in (("seq", 1), ("conc", 100), ("bulk", 1000)):
-            queue = f"bench-{uuid.uuid4().hex[:8]}"
-            produced = found[mode] = run(mode, queue, jobs=self.options.jobs)
-            if "jobs" not in produced:
-                produced = run("conc", queue, jobs=self.options.jobs)
-            jobs = int(produced.get("jobs", 0))
-            found[f"consume {concurrency}"] = run("consume", queue, jobs=jobs, concurrency=concurrency) if jobs else {}
-            self.server.clean()
-        queue = f"bench-{uuid.uuid4().hex[:8]}"
-        found["latency"] = run("latency", queue, jobs=self.options.latencies)
-        found["roundtrip"] = run("roundtrip", queue, jobs=self.options.jobs)
-        self.server.clean()
-        run("conc", queue, jobs=SLEEPERS, actor="sleeper")
-        found["sleepers"] = run("consume", queue, jobs=SLEEPERS, concurrency=1000, seconds=20)
-        self.server.clean()
-        found["idle"] = run("idle", queue, seconds=3)
-        self.server.clean()
-        return found
+def candidates(broker: str, peers: Sequence[str], without: Sequence[str]) -> dict[str, Candidate]:
+    """Who takes part, as the command line says."""
+    known, chosen = ADAPTERS[broker], {}
+    for peer in (*(name for name in ALWAYS if name in known), *peers):
+        name, _, python = peer.partition("=")
+        if name not in known:
+            raise SystemExit(f"--peer {name}: choose from {', '.join(known)}")
+        chosen[name] = Candidate(f"benchmarks.brokers.{broker}.{known[name][0]}", python or sys.executable)
+    return {name: candidate for name, candidate in chosen.items() if name not in without}
 
 
-def table(rounds: dict[str, list[dict[str, Figures]]]) -> str:
-    """Medians of all rounds, smallest and largest in brackets."""
-    lines = ["| " + " | ".join(["", *rounds]) + " |", "|---" * (1 + len(rounds)) + "|"]
-    for title, measure, figure in COLUMNS:
-        cells = []
-        for results in rounds.values():
-            values = [result[measure][figure] for result in results if figure in result.get(measure, {})]
-            text = "–"
-            if values:
-                low, high = _plain(min(values)), _plain(max(values))
-                text = _plain(statistics.median(values)) + (f" ({low}–{high})" if len(values) > 1 else "")
-            cells.append(text)
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def version(distribution: str, python: str) -> str:
+    """Which version a Python has."""
+    code = f"from importlib.metadata import version; print(version({distribution!r}), end='')"
+    told = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603 — as the user says
+    if told.returncode:
+        raise SystemExit(f"{python} does not have {distribution}: pip install it there")
+    return f"{distribution} {told.stdout}"
 
 
-def _plain(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def read(files: Sequence[str]) -> list[Row]:
+    """Rows that earlier runs have written."""
+    return [Row(**json.loads(line)) for file in files for line in Path(file).read_text(encoding="utf-8").splitlines()]
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the table, and what went wrong."""
+    print(table(rows))
+    if failed := failures(rows):
+        print("\nFailed:", *failed, sep="\n- ")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.brokers", description=__doc__)
-    parser.add_argument("broker", choices=PEERS)
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="who else, and the Python that has it")
+    parser.add_argument("broker", choices=list(ADAPTERS))
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME[=PYTHON]", help="a library that takes part too")
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="NAME", help=f"one of {', '.join(ALWAYS)} that does not"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=5000)
-    parser.add_argument("--latencies", type=int, default=200)
-    parser.add_argument("--url", help="a server that runs, with an empty database; by default one is started")
-    parser.add_argument("--server", help="the server's program, if it is not on the PATH")
-    parser.add_argument("--out", type=Path, help="a file for every figure, as JSON")
+    parser.add_argument("--jobs", type=int, default=20_000, help="the most for one measurement")
+    parser.add_argument("--seconds", type=float, default=4.0, help="after which a measurement is broken off")
+    parser.add_argument("--payload", type=int, default=100, help="bytes of text in each job")
+    parser.add_argument("--latencies", type=int, default=300, help="jobs whose latency is taken")
+    parser.add_argument("--sleepers", type=int, default=2000, help="jobs that sleep for a second")
+    parser.add_argument("--only", default=",".join(MEASURES), help="measures, with commas between them; default: %(default)s")
+    parser.add_argument("--server", metavar="PATH", help="what to start; default: redis-server or valkey-server")
+    parser.add_argument("--url", help="a server that runs, with an empty database, which is flushed again and again")
+    parser.add_argument("--out", metavar="FILE", help="where every single figure is added, as a line of JSON")
+    parser.add_argument("--render", nargs="+", metavar="FILE", help="measure nothing, but print the table of such files")
     options = parser.parse_args(arguments)
-    peers = {"repid": sys.executable}
-    for choice in options.peer:
-        name, _, python = choice.partition("=")
-        if name not in PEERS[options.broker]:
-            parser.error(f"--peer {choice}: there are {', '.join(PEERS[options.broker])}")
-        peers[name] = python or sys.executable
-    rounds: dict[str, list[dict[str, Figures]]] = {name: [] for name in peers}
+    if options.render:
+        show(read(options.render))
+        return
+    only = options.only.split(",")
+    if unknown := set(only).difference(MEASURES):
+        parser.error(f"--only {','.join(unknown)}: choose from {','.join(MEASURES)}")
+    chosen = candidates(options.broker, options.peer, options.without)
+    versions = {version(ADAPTERS[options.broker][name][1], candidate.python): None for name, candidate in chosen.items()}
+    rows = []
     with Redis(options.url, options.server) as server:
-        contest = Contest(options, server)
-        for number in range(options.rounds):
-            for name, python in peers.items():
-                rounds[name].append(contest.round(name, python))
-                print(f"round {number + 1} of {options.rounds}: {name}", file=sys.stderr)
-        print(f"{server.describe()}, {options.rounds} rounds, {options.jobs:,} jobs of about 100 bytes\n")
-    print(table(rounds))
-    if options.out is not None:
-        options.out.write_text(json.dumps(rounds, indent=1))
+        print(f"{server.describe()}, Python {platform.python_version()}, {os.cpu_count()} processors; {', '.join(versions)}\n")
+        rounds = Rounds(
+            server,
+            chosen,
+            jobs=options.jobs,
+            seconds=options.seconds,
+            payload=options.payload,
+            latencies=options.latencies,
+            sleepers=options.sleepers,
+            only=only,
+        )
+        for row in rounds.run(options.rounds):
+            rows.append(row)
+            line = json.dumps(asdict(row))
+            print(line, file=sys.stderr, flush=True)
+            if options.out:
+                with Path(options.out).open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+    show(rows)
 
 
 if __name__ == "__main__":

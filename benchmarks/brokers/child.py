@@ -26,10 +26,9 @@ from itertools import islice
 from typing import Any
 
 from benchmarks.brokers.actors import REPORT, tally
-from benchmarks.brokers.peer import Peer, UnsupportedError
-from benchmarks.brokers.server import Sight, look
+from benchmarks.brokers.peer import IN_FLIGHT, Peer, UnsupportedError
+from benchmarks.brokers.server import LOOKING, Sight, look
 
-IN_FLIGHT = 100  # producers that enqueue at once, and results that are waited for at once
 BATCH = 100  # jobs in a bulk call
 TRAILING = 0.3  # seconds that a worker gets to acknowledge what has ended
 SETTLING = 2.0  # seconds after which an idle worker is idle
@@ -213,8 +212,8 @@ class Measure:
         time.sleep(seconds)
         figures = {"cpu_percent": (time.process_time() - used) / seconds * 100}
         after = look(url)
-        if before is not None and after is not None:  # looking takes two commands, of which one is counted by now
-            figures["commands_per_s"] = max(0, after.commands - before.commands - 2) / seconds
+        if before is not None and after is not None:
+            figures["packets_per_s"] = (after.packets - before.packets - LOOKING) / seconds
         _tell(figures)
 
 

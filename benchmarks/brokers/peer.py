@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
+
+IN_FLIGHT: Final = 100  # producers that enqueue at once, and results that are waited for at once
 
 
 class UnsupportedError(Exception):

@@ -21,12 +21,15 @@ class Sight:
     Attributes:
         cpu: Seconds of processor time.
         memory: Bytes that it holds.
-        commands: How many it has carried out.
+        packets: How often it has read from a connection: what was sent together counts once.
     """
 
     cpu: float
     memory: int
-    commands: int
+    packets: int
+
+
+LOOKING = 3  # packets that `look` adds itself: two commands, and the end of the connection
 
 
 def look(url: str) -> Sight | None:
@@ -35,7 +38,7 @@ def look(url: str) -> Sight | None:
         return None
     facts = dict(line.split(":", 1) for line in ask(url, "INFO").splitlines() if ":" in line)
     cpu = float(facts["used_cpu_user"]) + float(facts["used_cpu_sys"])
-    return Sight(cpu, int(facts["used_memory"]), int(facts["total_commands_processed"]))
+    return Sight(cpu, int(facts["used_memory"]), int(facts["total_reads_processed"]))
 
 
 def ask(url: str, command: str) -> str:

@@ -24,7 +24,8 @@ class _Raw(peer.Peer):
     client: Client
 
     async def open(self) -> None:
-        self.client = Client(connection_pool=BlockingConnectionPool.from_url(self.url, max_connections=100))
+        pool = BlockingConnectionPool.from_url(self.url, max_connections=peer.IN_FLIGHT, socket_timeout=None)
+        self.client = Client.from_pool(pool)
         self._waiting: dict[int, asyncio.Future[int]] = {}
         self._reader: asyncio.Task[None] | None = None
 
@@ -38,20 +39,21 @@ class _Raw(peer.Peer):
             if self._reader is None:
                 self._reader = asyncio.create_task(self._read())
             self._waiting[i] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.get(i)
         await self.send([json.dumps([actor, i, data])])
-        return i
+        return waiting
 
     async def enqueue_all(self, actor: str, jobs: Sequence[tuple[int, str]]) -> None:
         await self.send([json.dumps([actor, i, data]) for i, data in jobs])
 
-    async def result(self, handle: int) -> int:
-        return await self._waiting[handle]
+    async def result(self, handle: asyncio.Future[int]) -> int:
+        return await handle
 
     async def _read(self) -> None:
         key = f"{self.queue}:results"
         while True:
             _, first = await self.client.blpop([key], timeout=0)  # type: ignore[misc]
-            for pair in (first, *(await self.client.lpop(key, MOST) or ())):  # type: ignore[misc, union-attr]
+            for pair in (first, *(await self.client.lpop(key, MOST) or ())):
                 i, value = json.loads(pair)
                 self._waiting.pop(i).set_result(value)
 
@@ -63,7 +65,7 @@ class RawList(_Raw):
     """A list, from which messages are popped: at most once, for a crash loses what it had popped."""
 
     async def send(self, bodies: list[str]) -> None:
-        await self.client.lpush(self.queue, *bodies)  # type: ignore[misc]
+        await self.client.lpush(self.queue, *bodies)
 
     async def work(self, concurrency: int) -> None:
         await self.open()
@@ -74,12 +76,12 @@ class RawList(_Raw):
             value = await ACTORS[actor](i, data)
             places.release()
             if self.results:
-                await self.client.rpush(f"{self.queue}:results", json.dumps([i, value]))  # type: ignore[misc]
+                await self.client.rpush(f"{self.queue}:results", json.dumps([i, value]))
 
         while True:
             await places.acquire()
             places.release()
-            bodies = await self.client.rpop(self.queue, min(MOST, places._value))  # type: ignore[misc]  # noqa: SLF001 — nothing else tells
+            bodies = await self.client.rpop(self.queue, min(MOST, places._value))  # noqa: SLF001 — nothing else tells
             if not bodies:
                 _, body = await self.client.brpop([self.queue], timeout=0)  # type: ignore[misc]
                 bodies = [body]
@@ -135,7 +137,7 @@ class RawStream(_Raw):
                     for _ in part:
                         places.release()
 
-        tasks.add(asyncio.create_task(settle()))  # type: ignore[arg-type]
+        tasks.add(asyncio.create_task(settle()))
         while True:
             await places.acquire()
             places.release()

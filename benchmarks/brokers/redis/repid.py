@@ -43,6 +43,6 @@ class Repid(peer.Peer):
     async def work(self, concurrency: int) -> None:
         router = Router()
         for name, actor in ACTORS.items():
-            router.actor(actor, name=name, queue=self.queue)
+            router.actor(name=name, queue=self.queue)(actor)
         async with self.connection() as connection:
             await Worker([router], tasks_limit=concurrency, connection=connection).run()

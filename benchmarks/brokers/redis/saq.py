@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from redis.asyncio import Redis as Client
@@ -12,7 +13,6 @@ from saq.queue.redis import RedisQueue
 
 from benchmarks.brokers import peer
 from benchmarks.brokers.actors import ACTORS
-from benchmarks.brokers.child import IN_FLIGHT
 
 
 def _with_context(actor: Callable[[int, str], Awaitable[int]]) -> Callable[..., Awaitable[int]]:
@@ -26,7 +26,7 @@ class Saq(peer.Peer):
     """With `retries` over 1 at least once; by default, used here, a job whose worker died is aborted."""
 
     def make(self) -> Any:
-        return RedisQueue(Client.from_url(self.url), name=self.queue, max_concurrent_ops=IN_FLIGHT)
+        return RedisQueue(Client.from_url(self.url), name=self.queue, max_concurrent_ops=peer.IN_FLIGHT)
 
     async def open(self) -> None:
         self.producer = self.make()
@@ -39,7 +39,9 @@ class Saq(peer.Peer):
         return await self.producer.enqueue(actor, i=i, data=data, ttl=60 if self.results else -1, timeout=60)
 
     async def result(self, handle: Any) -> int:
-        await handle.refresh(until_complete=30)
+        while not handle.completed:
+            with suppress(TimeoutError):  # a job that ends just before it listens is never told of
+                await handle.refresh(until_complete=1)
         value: int = handle.result
         return value
 

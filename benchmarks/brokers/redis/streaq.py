@@ -10,7 +10,6 @@ from streaq import Worker
 
 from benchmarks.brokers import peer
 from benchmarks.brokers.actors import ACTORS
-from benchmarks.brokers.child import IN_FLIGHT
 
 
 class Streaq(peer.Peer):
@@ -18,7 +17,7 @@ class Streaq(peer.Peer):
 
     def make(self, concurrency: int = 16) -> Any:
         # Who waits for a result holds a connection, and its pool of 64 locks up with 100 results that are waited for.
-        pool = {"max_connections": 2 * IN_FLIGHT + 50} if self.results else None
+        pool = {"max_connections": 2 * peer.IN_FLIGHT + 50} if self.results else None
         worker = Worker(redis_url=self.url, queue_name=self.queue, concurrency=concurrency, redis_kwargs=pool)
         ttl = 60 if self.results else 0
         self.tasks = {name: worker.task(actor, ttl=ttl, silent=True) for name, actor in ACTORS.items()}

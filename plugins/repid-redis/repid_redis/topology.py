@@ -60,7 +60,6 @@ class Topology(ABC):
             "username": url.username,
             "password": url.password,
             "client_name": settings.client_name,
-            "driver_info": None,  # a server that is full hangs up: with one command on its way, what it says is still read
             "protocol": 2,
             "socket_timeout": None,  # who uses the connection has limits of its own
             "socket_connect_timeout": None,  # `connect` has a limit for all that it does
@@ -140,6 +139,8 @@ class Topology(ABC):
         return connection
 
     async def _ready(self, connection: AbstractConnection) -> AbstractConnection:
+        for name in ("driver_info", "lib_name", "lib_version"):  # as one or the other version of redis-py calls it
+            setattr(connection, name, None)  # a server that is full hangs up: what it says is read, if little is sent to it
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException as error:

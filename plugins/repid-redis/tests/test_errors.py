@@ -126,7 +126,7 @@ async def test_a_user_may_not_touch_the_keys(kind: type[Broker], serve: Serve) -
         client.execute_command("ACL", "SETUSER", "bob", "on", f">{SECRET}", "~other:*", "+@all")
     url = f"redis://bob:{SECRET}@127.0.0.1:{server.port}"
     error = await fails(kind, url, "the user may not do this", str(server.port), away=False)
-    assert "keys" in str(error)
+    assert "access" in str(error)
     assert not isinstance(error, BucketConnectionError | BrokerConnectionError)
 
 
@@ -262,6 +262,8 @@ async def test_a_server_is_no_cluster(kind: type[Broker], serve: Serve) -> None:
 async def test_a_node_of_a_cluster_is_no_server(kind: type[Broker], serve: Serve) -> None:
     server = serve(cluster_enabled="yes")
     said = "it is a node of a cluster: write redis+cluster://, without a database"
+    if redis_binary() is None:  # Valkey's clusters can have several
+        said = "it has no database of this number"
     await fails(kind, f"redis://127.0.0.1:{server.port}/1", said, str(server.port))
     said = "the cluster does not serve, as nodes are missing"
     await fails(kind, f"redis://127.0.0.1:{server.port}", said, str(server.port))
@@ -272,6 +274,9 @@ async def test_a_node_of_a_cluster_is_no_server(kind: type[Broker], serve: Serve
 # -- TLS ---------------------------------------------------------------------------------------------------------------------
 
 
+_GOODBYE = 0.1  # seconds; both sides of TLS say it, and nothing tells when they have
+
+
 @asynccontextmanager
 async def speaking_tls(
     server: str, serve: Serve, certificates: Certificates, name: str = "server", *, ask_client: bool = False
@@ -280,12 +285,14 @@ async def speaking_tls(
     if server == "front":
         async with TlsFront(serve().port, certificates, name, ask_client=ask_client) as front:
             yield front.port
+            await asyncio.sleep(_GOODBYE)
         return
     if redis_binary() is None:
         pytest.skip("there is no redis-server; the test with something in front of another has to do")
     port = free_port()
     serve("redis", **certificates.options(port, name, tls_auth_clients="yes" if ask_client else "no"))
     yield port
+    await asyncio.sleep(_GOODBYE)
 
 
 def trusting(certificates: Certificates) -> dict[str, Any]:

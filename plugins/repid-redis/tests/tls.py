@@ -71,7 +71,6 @@ class TlsFront:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await self.server.wait_closed()
-        await asyncio.sleep(0.05)  # TLS says goodbye, and nothing tells when both sides have
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,6 +20,7 @@ from servers import Cluster, Server
 
 class RedisBucketBrokerSuite(BucketBrokerConformance):
     secrets = ("a-secret",)
+    settings: ClassVar[dict[str, Any]] = {}
 
     @pytest.fixture
     def url(self) -> str:
@@ -35,6 +37,7 @@ class RedisBucketBrokerSuite(BucketBrokerConformance):
                 f"redis://:{parts.password or ''}@{self.address}{parts.path}",
                 prefix=self.prefix,
                 connect_timeout=timedelta(seconds=2),
+                **self.settings,
             )
 
     async def count_stored(self, broker: BucketBroker) -> int:
@@ -61,16 +64,25 @@ class TestOnValkey(RedisBucketBrokerSuite):
         return serve(flavour="valkey", requirepass="a-secret").url
 
 
+class TestPolled(RedisBucketBrokerSuite):
+    """Servers that do not tell, and clients that may not ask them to."""
+
+    settings: ClassVar[dict[str, Any]] = {"notify": False}
+
+    @pytest.fixture
+    def url(self, redis_url: str) -> str:
+        return redis_url
+
+
 class TestOnCluster(BucketBrokerConformance):
     @pytest.fixture
     def make_broker(self, cluster: Cluster) -> Callable[[], BucketBroker]:
-        prefix = f"test-{uuid.uuid4().hex[:12]}"
-        return lambda: RedisBucketBroker(cluster.url, prefix=prefix)
+        self.nodes, self.prefix = cluster.nodes, f"test-{uuid.uuid4().hex[:12]}"
+        return lambda: RedisBucketBroker(cluster.url, prefix=self.prefix)
 
-
-class TestPolled(BucketBrokerConformance):
-    """Servers that do not tell, and clients that may not ask them to."""
-
-    @pytest.fixture
-    def make_broker(self, redis_url: str, prefix: str) -> Callable[[], BucketBroker]:
-        return lambda: RedisBucketBroker(redis_url, prefix=prefix, notify=False)
+    async def count_stored(self, broker: BucketBroker) -> int:
+        found = 0
+        for node in self.nodes:
+            with node.client() as client:
+                found += len(list(client.scan_iter(f"{self.prefix}:*", count=10_000)))
+        return found
