@@ -77,14 +77,19 @@ class RedisBucketBroker(BucketBroker):
             await client.open()
         except (RedisError, OSError) as error:
             raise BucketConnectionError(explain(error, self._topology.address)) from error
+        if self._client is not None and self._loop is loop:  # somebody else was faster
+            await client.close()
+            return
         self._client, self._loop = client, loop
         self._watch = Watch(self._topology, self.settings, self._read)
 
     async def disconnect(self) -> None:
         client, self._client = self._client, None
         if client is not None:
-            await self._watch.close()
-            await client.close()
+            try:
+                await self._watch.close()
+            finally:
+                await client.close()
 
     async def ping(self) -> None:
         await self._call("", "PING")

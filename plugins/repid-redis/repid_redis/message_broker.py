@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -123,13 +124,18 @@ class RedisMessageBroker(MessageBroker):
     async def disconnect(self) -> None:
         if self._loop is None:
             return
-        await asyncio.gather(*(consumer.close() for consumer in list(self.consumers)))
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self.settings.connect_timeout.total_seconds())
+        async with AsyncExitStack() as stack:  # whatever goes wrong, all of it is closed
+            stack.push_async_callback(self._drop_tasks)
+            stack.push_async_callback(self.client.close)
+            stack.push_async_callback(self._producer.close)
+            stack.push_async_callback(self.heartbeat.stop)
+            await asyncio.gather(*(consumer.close() for consumer in list(self.consumers)))
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=self.settings.connect_timeout.total_seconds())
+            self._loop = None
+
+    async def _drop_tasks(self) -> None:
         self._loop = None
-        await self.heartbeat.stop()
-        await self._producer.close()
-        await self.client.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

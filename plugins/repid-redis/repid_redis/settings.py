@@ -69,9 +69,10 @@ def _text(_settings: Any, attribute: Attribute[Any], value: Any) -> None:
 
 
 def _prefix(_settings: Any, _attribute: Attribute[Any], value: Any) -> None:
-    if not isinstance(value, str) or not value or not value.isprintable() or any(sign in value for sign in "{} "):
+    if not isinstance(value, str) or not value or not value.isprintable() or any(sign in value for sign in "{} *?[]\\"):
         raise ValueError(
-            f"prefix={value!r}: give a text of printable signs, without spaces and braces: braces choose a cluster's node"
+            f"prefix={value!r}: give a text of printable signs, without spaces, braces, which choose a cluster's node, "
+            "and * ? [ ] \\, which are patterns to ACL and SCAN"
         )
 
 

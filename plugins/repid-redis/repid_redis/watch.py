@@ -308,6 +308,7 @@ class _Line:
             await connection.read_response()
         self.error = None
         self._expected.clear()
+        self._wake = None  # the last sender's: it waits no more
         self._to_ask, self._to_read, self._up = list(self.keys), [], True
         steps = (self._send(connection), self._receive(connection), self._guard())
         tasks = [self._loop.create_task(step, name="repid redis watch") for step in steps]

@@ -302,6 +302,17 @@ async def test_a_flushed_database_ends_no_wait(serve: Serve) -> None:
             assert await asyncio.gather(*tasks) == [b"1", b"2"]
 
 
+async def test_connecting_twice_at_once_is_connecting_once(serve: Serve) -> None:
+    server = serve()
+    broker = RedisBucketBroker(server.url)
+    await asyncio.gather(broker.connect(), broker.connect(), broker.connect())
+    try:
+        with server.client() as client:
+            await until(lambda: client.info("clients")["connected_clients"] == 2)  # the broker's, and this one
+    finally:
+        await broker.disconnect()
+
+
 async def test_disconnecting_ends_waits(redis_url: str, prefix: str) -> None:
     async with connected(redis_url, prefix=prefix) as broker:
         tasks = await waiting_for(broker, "a", "b", timeout=None)
@@ -426,6 +437,24 @@ async def test_waits_while_the_server_is_away_leave_nothing_behind(redis_url: st
         proxy.accept()
         await broker.store_bucket("b", b"data", 60 * SECOND)
         assert await tasks[0] == b"data"
+
+
+async def test_waits_that_begin_as_the_connection_comes_back(redis_url: str, prefix: str) -> None:
+    """One begins in every turn of the loop: none of them is lost, or sees what is left of the old connection."""
+    async with through_proxy(redis_url, prefix=prefix) as (broker, proxy):
+        tasks = await waiting_for(broker, "first")
+        [line] = broker._watch._lines.values()
+        proxy.cut()
+        await until(lambda: not line._up)
+        ids = ["first"]
+        async with asyncio.timeout(10):
+            while not line._up or len(ids) < 10:
+                ids.append(f"b{len(ids)}")
+                tasks.append(asyncio.create_task(broker.wait_for(ids[-1], 30 * SECOND)))
+                await asyncio.sleep(0)
+        await broker.store_many([(id_, id_.encode(), 60 * SECOND) for id_ in ids])
+        async with asyncio.timeout(10):
+            assert await asyncio.gather(*tasks) == [id_.encode() for id_ in ids]
 
 
 async def test_a_store_whose_reply_is_lost(redis_url: str, prefix: str) -> None:

@@ -20,7 +20,8 @@ from repid_core.testing.proxy import FaultProxy
 from repid_redis.settings import RedisSettings
 from repid_redis.topology import Cluster, Sentinel, Standalone, Topology, topology
 from servers import Cluster as ClusterServers
-from servers import Sentinels, Server, any_binary, eventually, free_port
+from servers import Sentinels, Server, any_binary, eventually, free_port, redis_binary
+from tls import Certificates
 
 SECOND = timedelta(seconds=1)
 Serve = Callable[..., Server]
@@ -32,7 +33,7 @@ async def connection(where: Topology, node: str | None = None, **how: Any) -> As
     try:
         yield opened
     finally:
-        await opened.disconnect(nowait=True)
+        await opened.disconnect()
 
 
 async def ask(connection: AbstractConnection, *command: Any) -> Any:
@@ -285,3 +286,41 @@ async def test_another_loop_can_use_it(cluster: ClusterServers) -> None:
 
     first = await look()
     assert await asyncio.to_thread(lambda: asyncio.run(look())) == first
+
+
+# -- TLS; that of one server is tested with the errors that it can make ------------------------------------------------------
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Certificates:
+    if redis_binary() is None:
+        pytest.skip("there is no redis-server, and other binaries may have no TLS")
+    return Certificates(tmp_path / "certificates")
+
+
+async def test_sentinels_with_tls(serve: Serve, tmp_path: Path, certificates: Certificates) -> None:
+    """To the sentinels, and to what they name."""
+    port, own = free_port(), free_port()
+    serve("redis", **certificates.options(port))
+    options = certificates.options(own, tls_replication="yes", lines=f"sentinel monitor m 127.0.0.1 {port} 1")
+    sentinel = Server(str(redis_binary()), tmp_path / "sentinel", kind="sentinel", **options).start()
+    try:
+        settings = RedisSettings(f"rediss+sentinel://127.0.0.1:{own}/m", ssl_ca_certs=certificates.authority)
+        async with connection(topology(settings)) as opened:
+            assert (await ask(opened, "CONFIG", "GET", "tls-port"))[1] == str(port).encode()
+        with pytest.raises(RedisError, match="CERTIFICATE_VERIFY_FAILED"):
+            await topology(RedisSettings(settings.url)).connect()
+    finally:
+        sentinel.stop()
+
+
+async def test_a_cluster_with_tls(serve: Serve, certificates: Certificates) -> None:
+    port = free_port()
+    server = serve("redis", **certificates.options(port, cluster_enabled="yes", tls_cluster="yes"))
+    with server.client() as client:
+        client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+        eventually(lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok", "the cluster does not come together")
+    where = topology(RedisSettings(f"rediss+cluster://127.0.0.1:{port}", ssl_ca_certs=certificates.authority))
+    assert await where.node_of("key") == f"127.0.0.1:{port}"
+    async with connection(where, await where.node_of("key")) as opened:
+        assert await ask(opened, "SET", "key", "1") == b"OK"

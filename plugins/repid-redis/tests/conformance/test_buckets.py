@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -15,7 +17,7 @@ from repid_core.abc import BucketBroker
 from repid_core.testing.conformance import BucketBrokerConformance
 from repid_core.testing.proxy import FaultProxy
 from repid_redis import RedisBucketBroker
-from servers import Cluster, Server
+from servers import Cluster, Server, eventually
 
 
 class RedisBucketBrokerSuite(BucketBrokerConformance):
@@ -78,7 +80,8 @@ class TestOnCluster(BucketBrokerConformance):
     @pytest.fixture
     def make_broker(self, cluster: Cluster) -> Callable[[], BucketBroker]:
         self.nodes, self.prefix = cluster.nodes, f"test-{uuid.uuid4().hex[:12]}"
-        return lambda: RedisBucketBroker(cluster.url, prefix=self.prefix)
+        self.address = f"127.0.0.1:{self.nodes[0].port}"
+        return lambda: RedisBucketBroker(cluster.url, prefix=self.prefix, connect_timeout=timedelta(seconds=2))
 
     async def count_stored(self, broker: BucketBroker) -> int:
         found = 0
@@ -86,3 +89,18 @@ class TestOnCluster(BucketBrokerConformance):
             with node.client() as client:
                 found += len(list(client.scan_iter(f"{self.prefix}:*", count=10_000)))
         return found
+
+    async def break_connection(self, broker: BucketBroker) -> None:
+        for node in self.nodes:
+            await asyncio.to_thread(node.kill)
+
+    async def restore_connection(self, broker: BucketBroker) -> None:
+        for node in self.nodes:
+            await asyncio.to_thread(node.restart)
+        for node in self.nodes:
+            await asyncio.to_thread(eventually, partial(_serves, node), "the cluster does not come back")
+
+
+def _serves(node: Server) -> bool:
+    with node.client() as client:
+        return bool(client.execute_command("CLUSTER INFO").get("cluster_state") == "ok")
