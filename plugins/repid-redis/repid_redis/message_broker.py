@@ -94,6 +94,9 @@ class RedisMessageBroker(MessageBroker):
             await client.open()
         except (RedisError, OSError) as error:
             raise self.connection_error(error) from error
+        if self._loop is loop:  # somebody else was faster
+            await client.close()
+            return
         self._check_server(client.info)
         self.client, self.heartbeat, self._loop = client, Heartbeat(self.settings, client), loop
         # WAIT blocks the connection that it is sent on, so acknowledgements take another.
