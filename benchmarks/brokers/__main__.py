@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.brokers.report import OURS, table
+from benchmarks.brokers.report import OURS, RAW, table
 from benchmarks.brokers.rounds import MEASURES, Candidate, Rounds, Row, failures
 from benchmarks.brokers.server import Redis
 
@@ -30,13 +30,14 @@ ADAPTERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "rq": ("rq:Rq", "rq"),
     },
 }
-ALWAYS = (OURS, "raw-list", "raw-stream")
+SERVERS = {"redis": Redis}
+ALWAYS = {broker: [name for name in known if name == OURS or name.startswith(RAW)] for broker, known in ADAPTERS.items()}
 
 
 def candidates(broker: str, peers: Sequence[str], without: Sequence[str]) -> dict[str, Candidate]:
     """Who takes part, as the command line says."""
     known, chosen = ADAPTERS[broker], {}
-    for peer in (*(name for name in ALWAYS if name in known), *peers):
+    for peer in (*ALWAYS[broker], *peers):
         name, _, python = peer.partition("=")
         if name not in known:
             raise SystemExit(f"--peer {name}: choose from {', '.join(known)}")
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("broker", choices=list(ADAPTERS))
     parser.add_argument("--peer", action="append", default=[], metavar="NAME[=PYTHON]", help="a library that takes part too")
     parser.add_argument(
-        "--without", action="append", default=[], metavar="NAME", help=f"one of {', '.join(ALWAYS)} that does not"
+        "--without", action="append", default=[], metavar="NAME", help="one of those that always do, which does not"
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=20_000, help="the most for one measurement")
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = candidates(options.broker, options.peer, options.without)
     versions = {version(ADAPTERS[options.broker][name][1], candidate.python): None for name, candidate in chosen.items()}
     rows = []
-    with Redis(options.url, options.server) as server:
+    with SERVERS[options.broker](options.url, options.server) as server:
         print(f"{server.describe()}, Python {platform.python_version()}, {os.cpu_count()} processors; {', '.join(versions)}\n")
         rounds = Rounds(
             server,
