@@ -2,7 +2,7 @@
 
 A frame is a header of 16 bytes (a magic of three, the version, then three big-endian 32-bit numbers: the length of the
 fields, the length of the payload, and the CRC-32 of both), the fields as a JSON object, and the payload. Stores that
-have headers of their own may carry `message_fields` there, and the payload as the body. `docs/reference/wire-format.md`
+have headers of their own may carry `encode_header` there, and the payload as the body. `docs/reference/wire-format.md`
 describes it byte for byte.
 
 Nothing that is read is trusted: types, ranges and names are checked, so that what comes out is as a producer's own.
@@ -65,6 +65,8 @@ def _finite(text: str) -> float:
         return number
     raise ValueError(f"{text} is no number of JSON")
 
+
+_NEWER = "{} is in format {}, and this repid-core reads up to {}: upgrade it here. The data is kept."
 
 _dumps = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
 _dumps_ascii = json.JSONEncoder(separators=(",", ":")).encode
@@ -252,12 +254,15 @@ def encode_envelope(envelope: Envelope, *, with_key: bool = True) -> bytes:
         with_key: Whether the frame says id, topic, queue and priority. Stores that keep these beside it can save the space;
             what they write has no key, and is of use to nobody else.
     """
+    return _frame(_MESSAGE, _text(envelope, with_key), envelope.payload)
+
+
+def _text(envelope: Envelope, with_key: bool = True) -> str:
+    """The JSON of a message."""
     if envelope.extra or envelope.headers or envelope.parameters.recurrence is not None:
         fields = message_fields(envelope)
-        if not with_key:
-            fields = {name: value for name, value in fields.items() if name not in _KEY}
-        return _frame(_MESSAGE, _dumps(fields), envelope.payload)
-    return _frame(_MESSAGE, _common(envelope, with_key), envelope.payload)
+        return _dumps(fields if with_key else {name: value for name, value in fields.items() if name not in _KEY})
+    return _common(envelope, with_key)
 
 
 def _common(envelope: Envelope, with_key: bool) -> str:
@@ -301,6 +306,26 @@ def decode_envelope(data: bytes, key: RoutingKey | None = None) -> Envelope:
         NewerFormatError: A newer repid wrote it.
     """
     return envelope_from_fields(*_unframe(_MESSAGE, "the message", data, CorruptMessageError), key)
+
+
+def encode_header(envelope: Envelope) -> bytes:
+    """All of a message but its payload, as the value of one header, for stores whose messages have such."""
+    return b"%d %b" % (VERSION, _utf8(_text(envelope)))
+
+
+def decode_header(header: bytes, payload: bytes) -> Envelope:
+    """The message of `encode_header`, with what was beside it.
+
+    Raises:
+        CorruptMessageError: It is truncated or foreign.
+        NewerFormatError: A newer repid wrote it.
+    """
+    version, _, text = header.partition(b" ")
+    if not version.isdigit() or len(version) > 9 or not int(version):
+        raise CorruptMessageError(f"the message is not in repid's format: its header begins with {header[:8]!r}")
+    if int(version) > VERSION:
+        raise NewerFormatError(_NEWER.format("the message", int(version), VERSION))
+    return envelope_from_fields(_object("the message", text, CorruptMessageError), payload)
 
 
 def death_fields(death: Death) -> dict[str, Any]:
@@ -358,11 +383,15 @@ def decode_bucket(data: bytes, id_: str, store: object) -> Bucket:
         raise CorruptBucketError(f"{where} has a field that is not valid: {error}") from error
 
 
-def _frame(magic: bytes, fields: str, payload: bytes) -> bytes:
+def _utf8(fields: str) -> bytes:
     try:
-        head = fields.encode()
+        return fields.encode()
     except UnicodeEncodeError:  # lone surrogates, as in a traceback with an undecodable file name, travel escaped
-        head = _dumps_ascii(json.loads(fields)).encode()
+        return _dumps_ascii(json.loads(fields)).encode()
+
+
+def _frame(magic: bytes, fields: str, payload: bytes) -> bytes:
+    head = _utf8(fields)
     if (size := len(head) + len(payload)) > _UINT32:
         raise PayloadTooLargeError(size, _UINT32, "a frame holds no more")
     crc = zlib.crc32(payload, zlib.crc32(head))
@@ -375,9 +404,7 @@ def _unframe(
     if data[:3] != magic or len(data) < 4 or data[3] == 0:
         raise corrupt(f"{where} is not in repid's format: it begins with {data[:4]!r}")
     if data[3] > VERSION:
-        raise NewerFormatError(
-            f"{where} is in format {data[3]}, and this repid-core reads up to {VERSION}: upgrade it here. The data is kept.",
-        )
+        raise NewerFormatError(_NEWER.format(where, data[3], VERSION))
     if len(data) < _HEADER.size:
         raise corrupt(f"{where} is damaged: it has {len(data)} bytes, too few for a header")
     _, _, head_size, payload_size, crc = _HEADER.unpack_from(data)
@@ -385,6 +412,10 @@ def _unframe(
     head, payload = data[_HEADER.size : start], data[start:]
     if len(head) != head_size or len(payload) != payload_size or zlib.crc32(payload, zlib.crc32(head)) != crc:
         raise corrupt(f"{where} is damaged: its length or checksum is wrong")
+    return _object(where, head, corrupt), payload
+
+
+def _object(where: str, head: bytes, corrupt: type[CodecError | CorruptBucketError]) -> dict[str, Any]:
     try:
         text = str(head, "utf-8")
         fields, end = _loads(text)
@@ -392,4 +423,4 @@ def _unframe(
         raise corrupt(f"{where} is damaged: its fields are not JSON ({error})") from error
     if not isinstance(fields, dict) or end != len(text):
         raise corrupt(f"{where} is damaged: its fields are no JSON object")
-    return fields, payload
+    return fields

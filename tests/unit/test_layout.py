@@ -137,22 +137,30 @@ def test_the_package_is_typed() -> None:
 IMPORT = f"""
 import sys, time
 start = time.perf_counter()
+import asyncio
+library = time.perf_counter()
 import repid_core
-print(time.perf_counter() - start)
+print(library - start, time.perf_counter() - start)
 print(*sorted({FORBIDDEN} & set(sys.modules)))
 """
 
 
 def test_importing_core_is_quick_and_brings_no_library(tmp_path: Path) -> None:
-    """The best of several runs, the first of which leaves compiled files for the others, as installing does."""
+    """The best of several runs, the first of which leaves compiled files for the others, as installing does.
+
+    The limit is a tenth of a second; where importing asyncio alone takes a third of that, the machine is slow or busy, and the
+    limit is thrice what asyncio takes.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment["PYTHONPYCACHEPREFIX"] = str(tmp_path)
-    runs = []
+    libraries, runs = [], []
     for _ in range(6):
         done = subprocess.run(
             [sys.executable, "-c", IMPORT], env=environment, check=True, capture_output=True, text=True, timeout=30
         )
         seconds, brought = done.stdout.split("\n")[:2]
         assert brought == ""
-        runs.append(float(seconds))
-    assert min(runs) < 0.1
+        library, whole = map(float, seconds.split())
+        libraries.append(library)
+        runs.append(whole)
+    assert min(runs) < max(0.1, 3 * min(libraries))
