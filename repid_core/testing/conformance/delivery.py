@@ -59,13 +59,14 @@ class DeliveryTests(MessageSuite):
 
     @promise("M0", "A recurrence, by interval or cron, travels with its message.")
     async def test_recurrence_arrives(self) -> None:
+        consumer = await self.consume()
         for recurrence in (
             Recurrence(interval=timedelta(seconds=90), anchor=self.now()),
             Recurrence(cron="*/5 * * * 1-5", timezone="Europe/Berlin"),
             Recurrence(cron="0 0 1 1 *"),
         ):
             [sent] = await self.put(changed(self.envelope(), recurrence=recurrence))
-            delivery = await self.one(await self.consume())
+            delivery = await self.one(consumer)
             same(delivery.envelope.parameters.recurrence, recurrence, f"recurrence of {id_of(sent)}")
             await delivery.ack()
 

@@ -249,7 +249,9 @@ class TimingTests(MessageSuite):
         await self.kill(broker, consumer)
 
     async def _nothing_after_leases(self) -> None:
-        await self.nothing(await self.consume(), during=2 * self.broker.limits.lease + self.quiet)
+        consumer = await self.consume()
+        await self.nothing(consumer, during=2 * self.broker.limits.lease + self.quiet)
+        await consumer.close()
 
     @promise("M12", "DELAYED messages can be consumed and requeued.", Capability.DELAYED_ACCESS, Capability.DELAY)
     async def test_delayed_messages_can_be_requeued(self) -> None:

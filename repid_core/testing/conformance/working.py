@@ -76,8 +76,8 @@ class WorkingTests(MessageSuite):
     async def test_recurring_message_outlives_its_ttl(self) -> None:
         ran: list[datetime] = []
         async with self.working(ran) as connection:
-            every = max(timedelta(seconds=1), 2 * self.a_while)
-            await Job("work", self.queue, id_="again", deferred_by=every, ttl=self.a_while / 10, connection=connection).enqueue()
+            every = max(timedelta(seconds=1), 4 * self.late)
+            await Job("work", self.queue, id_="again", deferred_by=every, ttl=2 * self.late, connection=connection).enqueue()
             await self.wait(2.5 * every)
             await self.work(1, every)
             await self.counts(delayed=1)

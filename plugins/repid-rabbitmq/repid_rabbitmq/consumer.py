@@ -1,0 +1,523 @@
+"""Consumers: what gets the messages of one queue, holds them, and settles them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Collection, Coroutine, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from pamqp import commands
+
+from repid_core.abc import Consumer, Delivery
+from repid_core.data import Death, DeathReason, MessageCategory
+from repid_core.errors import AlreadySettledError, DeliveryLostError, MessageBrokerError, NotConnectedError
+from repid_rabbitmq import frames, wire
+from repid_rabbitmq.delivery import RabbitDelivery
+from repid_rabbitmq.line import UnreachableError
+from repid_rabbitmq.link import ChannelClosedError, LinkLostError
+from repid_rabbitmq.session import Session
+
+if TYPE_CHECKING:
+    from repid_rabbitmq.message_broker import RabbitMessageBroker
+
+logger = logging.getLogger(__name__)
+
+_GRACE: Final = 1.0  # seconds after a channel is open again, in which what the old one held comes again
+_CLOSING: Final = 3.0  # seconds for the last settlements
+_REMEMBERED: Final = 10_000  # messages that are done, of which the server may not know
+_LONGEST_BOUNCE: Final = 5  # 2^5 s
+_AT_ONCE: Final = 16  # questions about the deaths of messages
+_FAULTS: Final = (LinkLostError, ChannelClosedError, UnreachableError, OSError)
+
+
+class RabbitConsumer(Consumer):
+    """Gets messages from a `RabbitMessageBroker`, pushed by the server, as many ahead as `prefetch` allows.
+
+    A channel that ends is replaced by another. What it held comes again, perhaps to this consumer: then what runs here is not
+    started again, and what is done is acknowledged.
+
+    With quorum queues each priority has a queue, and each of these its own `prefetch`; with `prefetch=1` messages are fetched
+    one by one, in the order of their priorities.
+    """
+
+    def __init__(
+        self,
+        broker: RabbitMessageBroker,
+        queue: str,
+        topics: Collection[str] | None,
+        prefetch: int,
+        category: MessageCategory,
+    ) -> None:
+        self.broker, self.queue, self.category, self.prefetch = broker, queue, category, prefetch
+        self._topics = None if topics is None else frozenset(topics)
+        names = broker.topology.names(queue)
+        self._sources = [names.dead] if category is MessageCategory.DEAD else names.mains
+        self._pulls = len(self._sources) > 1 and prefetch == 1
+        self._session: Session | None = None
+        self._since = 0.0  # when the session began
+        self._lanes: list[deque[RabbitDelivery]] = [deque() for _ in self._sources]
+        self._receivers: deque[asyncio.Future[None]] = deque()
+        self._handed: dict[RabbitDelivery, None] = {}  # given to the worker, and not settled
+        self._adrift: dict[str, RabbitDelivery] = {}  # those of them whose channel has ended, by message id
+        self._done: dict[str, None] = {}  # message ids of what is done, the oldest first
+        self._settling: set[asyncio.Future[None]] = set()
+        self._strange: set[str] = set()  # topics that were warned of
+        self._skipped = 0  # dead messages of other topics that the session holds
+        self._paused = False
+        self._round = 0
+        self._wanted, self._changed = asyncio.Event(), asyncio.Event()
+        self._judging = asyncio.Semaphore(_AT_ONCE)
+        self._keeper: asyncio.Task[None] | None = None
+        self._puller: asyncio.Task[None] | None = None
+        self._chores: set[asyncio.Task[Any]] = set()
+        self._steps: set[asyncio.Task[None]] = set()  # settlements that take more than a frame
+        self._loop: asyncio.AbstractEventLoop  # set by start
+
+    @property
+    def healthy(self) -> bool:  # type: ignore[override]
+        """Whether the server gives it messages."""
+        return self._keeper is not None and self._session is not None and self._session.is_open
+
+    # -- what the worker calls -----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        if self._keeper is not None:
+            return
+        self.broker.check()
+        self._loop = asyncio.get_running_loop()
+        async with self.broker.explained():
+            await self.broker.ensure(self.queue, consuming=True)
+            await self._open()
+        self._paused = False
+        self._keeper = self._loop.create_task(self._keep(), name=f"repid rabbitmq consume {self.queue}")
+        self.broker.consumers.add(self)
+
+    async def receive(self, limit: int) -> Sequence[Delivery]:
+        if limit < 1:
+            raise ValueError(f"receive({limit!r}): ask for at least one message")
+        while not any(self._lanes):
+            if self._keeper is None:
+                raise NotConnectedError("the consumer is not open: start() it first, and do not receive once it is closed")
+            waiter = self._loop.create_future()
+            self._receivers.append(waiter)
+            self._wanted.set()
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                self._pass_on()
+                raise
+            finally:
+                with suppress(ValueError):
+                    self._receivers.remove(waiter)
+        taken: list[RabbitDelivery] = []
+        for lane in self._lanes:
+            while lane and len(taken) < limit:
+                delivery = lane.popleft()
+                self._handed[delivery] = None
+                taken.append(delivery)
+        self._pass_on()
+        return taken
+
+    async def pause(self) -> None:
+        self._paused = True
+        if self._session is not None and not self._pulls:
+            with suppress(*_FAULTS):
+                await self._cancel(self._session)
+
+    async def resume(self) -> None:
+        self._paused = False
+        self._wanted.set()
+        session = self._session
+        if session is not None and not self._pulls and not session.channel.consumers:
+            with suppress(*_FAULTS):
+                await self._consume(session)
+
+    async def close(self) -> None:
+        keeper, self._keeper = self._keeper, None
+        if keeper is None:
+            return
+        self.broker.consumers.discard(self)
+        for task in (keeper, self._puller):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        await self.pause()
+        if under_way := self._chores | self._steps:  # of messages that are published again, and then acknowledged
+            await asyncio.wait(under_way, timeout=_CLOSING)
+        for task in self._chores:
+            task.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
+        session, self._session = self._session, None
+        self._let_go()
+        if session is not None:
+            session.flush()
+            await session.channel.close()  # what is not acknowledged goes back
+
+    def _let_go(self) -> None:
+        """Nothing is in hand any more."""
+        for delivery in (*self._handed, *(delivery for lane in self._lanes for delivery in lane)):
+            delivery.end(AlreadySettledError())
+        self._handed.clear()
+        self._adrift.clear()
+        for lane in self._lanes:
+            lane.clear()
+        for waiter in self._receivers:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def abandon(self) -> None:
+        """End as if the process had died."""
+        keeper, self._keeper, self._session = self._keeper, None, None
+        for task in (keeper, self._puller, *self._chores):
+            if task is not None:
+                task.cancel()
+
+    # -- the channel ---------------------------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        channel = await self.broker.consuming_channel()
+        session = Session(channel)
+        try:
+            channel.on_end = partial(self._ended, session)
+            channel.on_cancel = partial(self._cancelled, session)
+            self._session, self._since, self._skipped = session, self._loop.time(), 0
+            if self._pulls:
+                self._puller = self._loop.create_task(self._pull(session), name=f"repid rabbitmq fetch {self.queue}")
+            elif not self._paused:
+                await self._consume(session)
+            channel.link.check()
+        except BaseException:
+            self._session = None
+            if self._puller is not None:
+                self._puller.cancel()
+            channel.on_end = lambda _: None
+            channel.leave()
+            raise
+        self._since = self._loop.time()
+        self._wake_settlements()
+
+    async def _consume(self, session: Session) -> None:
+        """Have the server push messages."""
+        self._round += 1
+        held = len(session.held) - self._skipped
+        timeout = self.broker.settings.consumer_timeout
+        arguments: dict[str, Any] = {} if timeout is None else {"x-consumer-timeout": timeout // timedelta(milliseconds=1)}
+        await session.channel.call(commands.Basic.Qos(prefetch_count=min(max(1, self.prefetch - held), 65_535)))
+        for lane, queue in enumerate(self._sources):
+            tag = f"{self._round}.{lane}"
+            session.channel.consumers[tag.encode()] = partial(self._take, session, lane)
+            # One after another, since quorum queues answer out of turn.
+            await session.channel.call(commands.Basic.Consume(queue=queue, consumer_tag=tag, arguments=arguments))
+
+    async def _cancel(self, session: Session) -> None:
+        """Have the server push none."""
+        tags = list(session.channel.consumers)
+        await asyncio.gather(*(session.channel.call(commands.Basic.Cancel(consumer_tag=tag.decode())) for tag in tags))
+        for tag in tags:
+            session.channel.consumers.pop(tag, None)
+
+    def _cancelled(self, session: Session, _tag: bytes) -> None:
+        """The server has ended the consumer: its queue was deleted, or has moved."""
+        logger.warning("the server no longer gives out messages of %s: its queue was deleted, or moves", self.queue,
+                       extra={"queue": self.queue})  # fmt: skip
+        self.broker.topology.forget(self.queue)
+        session.flush()
+        session.channel.leave()
+
+    def _ended(self, session: Session, error: Exception) -> None:
+        """What the channel held comes again; what has not begun is forgotten."""
+        if session is not self._session:
+            return
+        self._session = None
+        if isinstance(error, ChannelClosedError):
+            logger.warning(
+                "the channel for %s was closed: %s", self.queue, self.broker.explain(error), extra={"queue": self.queue}
+            )
+        for lane in self._lanes:
+            lane.clear()
+        for delivery in self._handed:
+            if delivery.properties.message_id:
+                self._adrift[delivery.properties.message_id] = delivery
+        self._changed.set()
+
+    async def _keep(self) -> None:
+        """Have a channel, whatever happens."""
+        shortest, longest = (pause.total_seconds() for pause in self.broker.settings.reconnect_backoff)
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            pause, said = shortest, ""
+            while self._session is None:
+                try:
+                    await self.broker.ensure(self.queue, consuming=True)
+                    await self._open()
+                except (*_FAULTS, MessageBrokerError) as error:
+                    if isinstance(error, ChannelClosedError):
+                        self.broker.topology.forget(self.queue)
+                        if said != error.text:
+                            said = error.text
+                            logger.warning("%s cannot be consumed: %s", self.queue, self.broker.explain(error),
+                                           extra={"queue": self.queue})  # fmt: skip
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, longest)
+                except Exception:
+                    logger.exception("%s cannot be consumed, by a fault of repid-rabbitmq", self.queue)
+                    await asyncio.sleep(longest)
+
+    # -- deliveries ----------------------------------------------------------------------------------------------------
+
+    def _take(self, session: Session, lane: int, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
+        try:
+            properties = frames.read(header)
+        except Exception:  # noqa: BLE001 — whatever is wrong with it, it is for core to say so
+            properties = frames.Properties({})
+        delivery = RabbitDelivery(self, session, tag, properties, body, redelivered=redelivered)
+        session.held[tag] = delivery
+        if self._topics is not None and properties.topic not in self._topics:
+            topic = wire.topic_of(properties, body)
+            if topic is not None and topic not in self._topics:
+                self._pass_over(delivery, topic)
+                return
+        if not redelivered:
+            self._push(lane, delivery)
+        elif properties.message_id in self._done:
+            self.acknowledge(delivery)
+        elif (old := self._adrift.pop(properties.message_id, None)) is not None:
+            old.session, old.tag = session, tag
+            session.held[tag] = old
+            self._wake_settlements()
+        elif self.category is MessageCategory.NORMAL and self.broker.settings.max_deliveries and properties.message_id:
+            self.chore(self._judge(lane, delivery))
+        else:
+            self._push(lane, delivery)
+
+    def _push(self, lane: int, delivery: RabbitDelivery) -> None:
+        self._lanes[lane].append(delivery)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Wake a `receive`."""
+        if any(self._lanes):
+            for waiter in self._receivers:
+                if not waiter.done():
+                    waiter.set_result(None)
+                    return
+
+    async def _judge(self, lane: int, delivery: RabbitDelivery) -> None:
+        """Has it killed too many workers?"""
+        most, deaths, id_ = self.broker.settings.max_deliveries or 0, 0, ""
+        try:
+            id_ = delivery.envelope.key.id_
+            async with self._judging:
+                deaths = await self.broker.deaths(self.queue, id_)
+        except Exception as error:  # noqa: BLE001 — in doubt it runs
+            logger.warning("the deaths that a message of %s has caused are not known: %s", self.queue, error)
+        if not delivery.session.is_open:
+            return
+        delivery.counted = deaths > 0
+        if deaths < most - 1:
+            self._push(lane, delivery)
+            return
+        text = f"{deaths + 1} workers have died while they ran it, or had it for the first time"
+        logger.error("%s is poison: %s", delivery.envelope.key.topic, text, extra={"queue": self.queue, "job": id_})
+        with suppress(MessageBrokerError):  # it comes again
+            await self.bury(delivery, Death(DeathReason.POISON, self.broker.clock.now(), deaths + 1, text))
+
+    def _pass_over(self, delivery: RabbitDelivery, topic: str) -> None:
+        """A message for an actor that is not here."""
+        if self.category is not MessageCategory.NORMAL:
+            self._skipped += 1  # it is held until the consumer closes, but counts for nothing
+            if self._skipped % self.prefetch == 0:
+                self.chore(self._look_further(delivery.session))
+            return
+        if topic not in self._strange:
+            self._strange.add(topic)
+            logger.warning(
+                "%s has messages for %s, which no actor here takes: they go round until a worker that has it comes",
+                self.queue, topic, extra={"queue": self.queue},
+            )  # fmt: skip
+        self.chore(self._bounce(delivery))
+
+    async def _look_further(self, session: Session) -> None:
+        with suppress(*_FAULTS):
+            await self._cancel(session)
+            if session.is_open and not self._paused:
+                await self._consume(session)
+
+    async def _bounce(self, delivery: RabbitDelivery) -> None:
+        """Send it round through a delay that grows each time."""
+        bounces = wire.bounces_of(delivery.properties)
+        try:
+            await self.broker.send_round(self.queue, delivery, bounces + 1, 1 << min(bounces, _LONGEST_BOUNCE))
+        except MessageBrokerError as error:
+            logger.warning("a message of %s cannot be sent round: %s", self.queue, error, extra={"queue": self.queue})
+            await asyncio.sleep(_GRACE)
+            delivery.session.give_back(delivery.tag)
+        else:
+            self.acknowledge(delivery)
+
+    # -- settlements ---------------------------------------------------------------------------------------------------
+
+    def acknowledge(self, delivery: RabbitDelivery) -> None:
+        """Acknowledge what is held on a channel that is open."""
+        self._handed.pop(delivery, None)
+        self._remember(delivery)
+        if delivery.session.is_open:
+            delivery.session.ack(delivery.tag)
+            if self._pulls:
+                self._loop.call_soon(self._wanted.set)
+
+    def _remember(self, delivery: RabbitDelivery) -> None:
+        """It is done, whatever the server knows of it."""
+        if id_ := delivery.properties.message_id:
+            self._done[id_] = None
+            self._adrift.pop(id_, None)
+            if len(self._done) > _REMEMBERED:
+                del self._done[next(iter(self._done))]
+
+    async def _anchored(self, delivery: RabbitDelivery) -> None:
+        """Wait until it is held on a channel that is open.
+
+        Raises:
+            DeliveryLostError: It is not, and another worker may have it.
+        """
+        deadline = self._loop.time() + self.broker.settings.connect_timeout.total_seconds()
+        while not delivery.session.is_open:
+            if self._session is not None:
+                deadline = min(deadline, self._since + _GRACE)
+            left = deadline - self._loop.time()
+            if left <= 0 or self._keeper is None:
+                self._handed.pop(delivery, None)
+                raise DeliveryLostError
+            waiter = self._loop.create_future()
+            self._settling.add(waiter)
+            try:
+                await asyncio.wait([waiter], timeout=left)
+            finally:
+                self._settling.discard(waiter)
+
+    def _wake_settlements(self) -> None:
+        for waiter in self._settling:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def finish(self, delivery: RabbitDelivery) -> None:
+        """Acknowledge, the longer way."""
+        try:
+            await self._anchored(delivery)
+        except DeliveryLostError:
+            self._remember(delivery)  # should it come again after all, it is not run again
+            raise
+        await self._end_count(delivery)
+        self.acknowledge(delivery)
+
+    async def bury(self, delivery: RabbitDelivery, death: Death) -> None:
+        """Publish it among the dead, and acknowledge it."""
+        await self._publish_and_acknowledge(delivery, self.broker.send_to_dead(self.queue, delivery, death))
+
+    async def replace(self, delivery: RabbitDelivery, way: tuple[str, str], props: bytes, body: bytes, message_id: str) -> None:
+        """Publish another in its place, and acknowledge it."""
+        await self._publish_and_acknowledge(delivery, self.broker.send(self.queue, way, props, body, message_id))
+
+    async def _publish_and_acknowledge(self, delivery: RabbitDelivery, publishing: Coroutine[Any, Any, None]) -> None:
+        try:
+            await self._anchored(delivery)
+            await publishing
+        except BaseException:
+            publishing.close()
+            self._handed.pop(delivery, None)
+            if delivery.session.is_open:
+                delivery.session.give_back(delivery.tag)
+            raise
+        await self._end_count(delivery)
+        self.acknowledge(delivery)
+
+    async def _end_count(self, delivery: RabbitDelivery) -> None:
+        if delivery.counted:
+            with suppress(MessageBrokerError):  # the server forgets by itself
+                await self.broker.close_deaths(self.queue, delivery.envelope.key.id_)
+
+    async def give_back(self, delivery: RabbitDelivery, *, uncount: bool) -> None:
+        """Have the server put it back; if its channel has ended, it has done so."""
+        self._handed.pop(delivery, None)
+        self._adrift.pop(delivery.properties.message_id, None)
+        if uncount:
+            with suppress(MessageBrokerError):
+                await self.broker.uncount(self.queue, delivery.envelope.key.id_)
+        if delivery.session.is_open:
+            delivery.session.give_back(delivery.tag)
+            self._wanted.set()
+
+    async def count_death(self, delivery: RabbitDelivery) -> None:
+        """Count a death that is taken back if it does not come."""
+        if self.broker.settings.max_deliveries:
+            await self.broker.count_death(self.queue, delivery.envelope.key.id_)
+
+    def carry_out(self, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Carry out a settlement, even if nobody waits for it any more."""
+        task = self.broker.carry_out(step)
+        self._steps.add(task)
+        task.add_done_callback(self._steps.discard)
+        return task
+
+    def chore(self, step: Coroutine[Any, Any, None]) -> None:
+        """Do something beside."""
+        task = self._loop.create_task(step, name=f"repid rabbitmq {self.queue}")
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+    # -- one by one ----------------------------------------------------------------------------------------------------
+
+    async def _pull(self, session: Session) -> None:
+        """Fetch one message when it is wanted, the most urgent first; else wait until there is one."""
+        with suppress(*_FAULTS):
+            while session is self._session:
+                self._wanted.clear()
+                if self._paused or not self._receivers or session.held or any(self._lanes):
+                    await self._wanted.wait()
+                elif not await self._fetch(session):
+                    await self._watch(session)
+
+    async def _fetch(self, session: Session) -> bool:
+        for lane, queue in enumerate(self._sources):
+            got = await session.channel.call(commands.Basic.Get(queue=queue))
+            if isinstance(got, tuple):
+                frame, header, body = got
+                self._take(session, lane, frame.delivery_tag, frame.redelivered, header, body)
+                return True
+        return False
+
+    async def _watch(self, session: Session) -> None:
+        """Wait for the first message of any priority; what comes with it goes back."""
+        channel, came = session.channel, self._loop.create_future()
+        found: list[tuple[int, int, bool, bytes, bytes]] = []
+
+        def take(lane: int, *delivered: Any) -> None:
+            found.append((lane, *delivered))
+            if not came.done():
+                came.set_result(None)
+
+        self._round += 1
+        tags = [f"{self._round}.{lane}" for lane in range(len(self._sources))]
+        for lane, tag in enumerate(tags):
+            channel.consumers[tag.encode()] = partial(take, lane)
+        await channel.call(commands.Basic.Qos(prefetch_count=1))
+        for tag, queue in zip(tags, self._sources, strict=True):
+            await channel.call(commands.Basic.Consume(queue=queue, consumer_tag=tag))
+        try:
+            await asyncio.wait([came])
+        finally:
+            for tag in tags:
+                if channel.is_open:
+                    await channel.call(commands.Basic.Cancel(consumer_tag=tag))
+            found.sort()
+            for delivered in found[1:]:
+                if channel.is_open:
+                    channel.link.send(frames.given_back(channel.number, delivered[1]))
+            if found and channel.is_open:
+                self._take(session, *found[0])
