@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.brokers.report import OURS, RAW, table
 from benchmarks.brokers.rounds import MEASURES, Candidate, Rounds, Row, failures
-from benchmarks.brokers.server import Redis
+from benchmarks.brokers.server import RabbitMQ, Redis
 
 # By broker and name: the adapter, and the distribution whose version is told.
 ADAPTERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
@@ -29,9 +29,22 @@ ADAPTERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "streaq": ("streaq:Streaq", "streaq"),
         "rq": ("rq:Rq", "rq"),
     },
+    "rabbitmq": {
+        OURS: ("repid:Repid", "repid-rabbitmq"),
+        f"{OURS}-quorum": ("repid:RepidQuorum", "repid-rabbitmq"),
+        "raw-aio-pika": ("raw:AioPika", "aio-pika"),
+        "raw-aio-pika-quorum": ("raw:AioPikaQuorum", "aio-pika"),
+        "raw-aiormq": ("raw:Aiormq", "aiormq"),
+        "taskiq": ("taskiq:Taskiq", "taskiq-aio-pika"),
+        "faststream": ("faststream:FastStream", "faststream"),
+        "dramatiq": ("dramatiq:Dramatiq", "dramatiq"),
+    },
 }
-SERVERS = {"redis": Redis}
-ALWAYS = {broker: [name for name in known if name == OURS or name.startswith(RAW)] for broker, known in ADAPTERS.items()}
+SERVERS = {"redis": Redis, "rabbitmq": RabbitMQ}
+ALWAYS = {
+    broker: [name for name in known if name.startswith((OURS, RAW)) and name != "raw-aio-pika-quorum"]
+    for broker, known in ADAPTERS.items()
+}
 
 
 def candidates(broker: str, peers: Sequence[str], without: Sequence[str]) -> dict[str, Candidate]:

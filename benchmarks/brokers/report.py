@@ -68,7 +68,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 _RIVALS: Sequence[tuple[str, Callable[[str], bool]]] = (
-    (f"{OURS} ÷ best other queue", lambda name: name != OURS and not name.startswith(RAW)),
+    (f"{OURS} ÷ best other queue", lambda name: not name.startswith((OURS, RAW))),
     (f"{OURS} ÷ best raw client", lambda name: name.startswith(RAW)),
 )
 

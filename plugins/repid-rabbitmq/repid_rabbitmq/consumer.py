@@ -67,7 +67,8 @@ class RabbitConsumer(Consumer):
         self._done: dict[str, None] = {}  # message ids of what is done, the oldest first
         self._settling: set[asyncio.Future[None]] = set()
         self._strange: set[str] = set()  # topics that were warned of
-        self._skipped = 0  # dead messages of other topics that the session holds
+        self._skipped: set[int] = set()  # tags of dead messages of other topics, which the session holds
+        self._owed: set[int] = set()  # tags of what was held when the server was asked to push again, and asked for less
         self._paused = False
         self._round = 0
         self._wanted, self._changed = asyncio.Event(), asyncio.Event()
@@ -127,7 +128,8 @@ class RabbitConsumer(Consumer):
         self._paused = True
         if self._session is not None and not self._pulls:
             with suppress(*_FAULTS):
-                await self._cancel(self._session)
+                async with asyncio.timeout(_CLOSING):
+                    await self._cancel(self._session)
 
     async def resume(self) -> None:
         self._paused = False
@@ -135,7 +137,7 @@ class RabbitConsumer(Consumer):
         session = self._session
         if session is not None and not self._pulls and not session.channel.consumers:
             with suppress(*_FAULTS):
-                await self._consume(session)
+                await self._consume_again(session)
 
     async def close(self) -> None:
         keeper, self._keeper = self._keeper, None
@@ -145,7 +147,7 @@ class RabbitConsumer(Consumer):
         for task in (keeper, self._puller):
             if task is not None:
                 task.cancel()
-                await asyncio.wait([task])
+                await asyncio.wait([task], timeout=_CLOSING)
         await self.pause()
         if under_way := self._chores | self._steps:  # of messages that are published again, and then acknowledged
             await asyncio.wait(under_way, timeout=_CLOSING)
@@ -185,11 +187,12 @@ class RabbitConsumer(Consumer):
         try:
             channel.on_end = partial(self._ended, session)
             channel.on_cancel = partial(self._cancelled, session)
-            self._session, self._since, self._skipped = session, self._loop.time(), 0
+            self._session, self._since = session, self._loop.time()
+            self._skipped, self._owed = set(), set()
             if self._pulls:
                 self._puller = self._loop.create_task(self._pull(session), name=f"repid rabbitmq fetch {self.queue}")
             elif not self._paused:
-                await self._consume(session)
+                await self._consume(session, self.prefetch)
             channel.link.check()
         except BaseException:
             self._session = None
@@ -201,13 +204,29 @@ class RabbitConsumer(Consumer):
         self._since = self._loop.time()
         self._wake_settlements()
 
-    async def _consume(self, session: Session) -> None:
-        """Have the server push messages."""
+    async def _consume_again(self, session: Session) -> None:
+        """Have the server push as many as there is room for, and more once what is held now is settled."""
+        self._owed = session.held.keys() - self._skipped
+        if (room := self.prefetch - len(self._owed)) > 0:
+            await self._consume(session, room)
+
+    def _pay(self) -> None:
+        session = self._session
+        if session is not None and self._owed and self._owed.isdisjoint(session.held):
+            owed, self._owed = len(self._owed), set()
+            if session.channel.consumers:
+                self.chore(self._go_on(session, owed))
+
+    async def _go_on(self, session: Session, room: int) -> None:
+        with suppress(*_FAULTS):
+            await self._consume(session, room)
+
+    async def _consume(self, session: Session, room: int) -> None:
+        """Have the server push messages, up to so many that are not settled."""
         self._round += 1
-        held = len(session.held) - self._skipped
         timeout = self.broker.settings.consumer_timeout
         arguments: dict[str, Any] = {} if timeout is None else {"x-consumer-timeout": timeout // timedelta(milliseconds=1)}
-        await session.channel.call(commands.Basic.Qos(prefetch_count=min(max(1, self.prefetch - held), 65_535)))
+        await session.channel.call(commands.Basic.Qos(prefetch_count=min(room, 65_535)))
         for lane, queue in enumerate(self._sources):
             tag = f"{self._round}.{lane}"
             session.channel.consumers[tag.encode()] = partial(self._take, session, lane)
@@ -234,6 +253,8 @@ class RabbitConsumer(Consumer):
         if session is not self._session:
             return
         self._session = None
+        if self._puller is not None:
+            self._puller.cancel()
         if isinstance(error, ChannelClosedError):
             logger.warning(
                 "the channel for %s was closed: %s", self.queue, self.broker.explain(error), extra={"queue": self.queue}
@@ -313,8 +334,9 @@ class RabbitConsumer(Consumer):
         most, deaths, id_ = self.broker.settings.max_deliveries or 0, 0, ""
         try:
             id_ = delivery.envelope.key.id_
-            async with self._judging:
-                deaths = await self.broker.deaths(self.queue, id_)
+            if delivery.properties.headers.get("x-delivery-count") != 1:  # else it comes back for the first time
+                async with self._judging:
+                    deaths = await self.broker.deaths(self.queue, id_)
         except Exception as error:  # noqa: BLE001 — in doubt it runs
             logger.warning("the deaths that a message of %s has caused are not known: %s", self.queue, error)
         if not delivery.session.is_open:
@@ -331,8 +353,8 @@ class RabbitConsumer(Consumer):
     def _pass_over(self, delivery: RabbitDelivery, topic: str) -> None:
         """A message for an actor that is not here."""
         if self.category is not MessageCategory.NORMAL:
-            self._skipped += 1  # it is held until the consumer closes, but counts for nothing
-            if self._skipped % self.prefetch == 0:
+            self._skipped.add(delivery.tag)  # it is held until the consumer closes, but counts for nothing
+            if len(self._skipped) % self.prefetch == 0:
                 self.chore(self._look_further(delivery.session))
             return
         if topic not in self._strange:
@@ -347,7 +369,7 @@ class RabbitConsumer(Consumer):
         with suppress(*_FAULTS):
             await self._cancel(session)
             if session.is_open and not self._paused:
-                await self._consume(session)
+                await self._consume_again(session)
 
     async def _bounce(self, delivery: RabbitDelivery) -> None:
         """Send it round through a delay that grows each time."""
@@ -371,6 +393,8 @@ class RabbitConsumer(Consumer):
             delivery.session.ack(delivery.tag)
             if self._pulls:
                 self._loop.call_soon(self._wanted.set)
+            elif self._owed:
+                self._loop.call_soon(self._pay)
 
     def _remember(self, delivery: RabbitDelivery) -> None:
         """It is done, whatever the server knows of it."""
@@ -431,6 +455,7 @@ class RabbitConsumer(Consumer):
         except BaseException:
             publishing.close()
             self._handed.pop(delivery, None)
+            self._adrift.pop(delivery.properties.message_id, None)
             if delivery.session.is_open:
                 delivery.session.give_back(delivery.tag)
             raise
@@ -452,6 +477,7 @@ class RabbitConsumer(Consumer):
         if delivery.session.is_open:
             delivery.session.give_back(delivery.tag)
             self._wanted.set()
+            self._pay()
 
     async def count_death(self, delivery: RabbitDelivery) -> None:
         """Count a death that is taken back if it does not come."""

@@ -50,6 +50,7 @@ class RabbitDelivery(Delivery):
     def envelope(self) -> Envelope:
         if self._envelope is None:
             self._envelope = wire.decode(self.properties, self.body)
+            self._consumer.broker.warn_of_timeout(self._envelope)
         return self._envelope
 
     def claim(self) -> None:

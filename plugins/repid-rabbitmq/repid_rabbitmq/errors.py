@@ -16,8 +16,8 @@ _SAID: Final = tuple(
         (
             r"inequivalent arg",
             (
-                "it was made with other settings, perhaps of another queue_type: set what the server has, or choose another prefix, "
-                "or, once it is empty, delete it there and let it be made anew. Nothing was changed"
+                "it was made with other settings, perhaps of another queue_type: set what the server has, choose another "
+                "prefix, or, once it is empty, delete it there and let it be made anew. Nothing was changed"
             ),
         ),
         (
@@ -31,8 +31,8 @@ _SAID: Final = tuple(
         (
             r"access to vhost .* refused|refused for user",
             (
-                "the user lacks a right: grant it with rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ; the names all "
-                "begin with the prefix"
+                "the user lacks a right: grant it with rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ; all "
+                "names begin with the prefix"
             ),
         ),
         (r"vhost .* is down|vhost .* not available", "its data cannot be read now: see the server's log"),
@@ -40,7 +40,7 @@ _SAID: Final = tuple(
         (
             r"delivery acknowledgement on channel .* timed out|delivery acknowledg\w+ timed out",
             (
-                "a job ran for longer than the server waits: raise consumer_timeout on the server, or from RabbitMQ 3.12 on in the "
+                "a job ran for longer than the server waits: raise consumer_timeout there, or, from RabbitMQ 3.12 on, in the "
                 "settings"
             ),
         ),

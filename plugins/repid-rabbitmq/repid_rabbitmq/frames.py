@@ -8,9 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Final
-
-from attrs import frozen
+from typing import Final, NamedTuple
 
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 END: Final = 0xCE
@@ -47,7 +45,13 @@ def given_back(channel: int, tag: int) -> bytes:
 
 
 def _short(text: bytes) -> bytes:
-    return bytes((len(text),)) + text
+    return b"%c%b" % (len(text), text)
+
+
+@lru_cache(4096)
+def _named(text: str) -> bytes:
+    """What many messages have in common."""
+    return _short(text.encode()[:255])
 
 
 @lru_cache(4096)
@@ -77,48 +81,35 @@ def properties(
         timestamp: Seconds since the epoch.
         topic: What goes into `type`.
     """
-    table = b"".join(
-        b"%b%bS%b%b" % (bytes((len(name),)), name.encode(), _LONG.pack(len(value)), value) for name, value in headers.items()
-    )
-    return b"".join(
-        (
-            _short(content_type.encode()[:255]),
-            _LONG.pack(len(table)),
-            table,
-            bytes((_PERSISTENT, priority)),
-            _short(correlation_id.encode()[:255]),
-            _short(message_id.encode()),
-            _STAMP.pack(max(0, timestamp)),
-            _short(topic.encode()[:255]),
-        )
+    table = b""
+    for name, value in headers.items():
+        table += b"%bS%b%b" % (_named(name), _LONG.pack(len(value)), value)
+    job = correlation_id.encode()[:255]
+    return b"%b%b%b%c%c%c%b%c%b%b%b" % (
+        *(_named(content_type), _LONG.pack(len(table)), table, _PERSISTENT, priority, len(job), job),
+        *(len(message_id), message_id.encode(), _STAMP.pack(max(0, timestamp)), _named(topic)),
     )
 
 
 def published(channel: int, way: bytes, props: bytes, body: bytes, frame_max: int) -> bytes:
     """One message as frames: the method, the properties, and as many of the body as it takes."""
-    content = _CONTENT.pack(60, 0, len(body), _FLAGS)
-    parts = [
-        HEAD.pack(METHOD, channel, len(way)),
-        way,
-        b"\xce",
-        HEAD.pack(HEADER, channel, len(content) + len(props)),
-        content,
-        props,
-        b"\xce",
-    ]
-    most = frame_max - _FRAME
-    if len(body) <= most:
-        if body:
-            parts += HEAD.pack(BODY, channel, len(body)), body, b"\xce"
-    else:
-        for start in range(0, len(body), most):
-            part = body[start : start + most]
-            parts += HEAD.pack(BODY, channel, len(part)), part, b"\xce"
+    most, size = frame_max - _FRAME, len(body)
+    head = b"%b%b\xce%b%b%b\xce" % (
+        *(HEAD.pack(METHOD, channel, len(way)), way),
+        *(HEAD.pack(HEADER, channel, _CONTENT.size + len(props)), _CONTENT.pack(60, 0, size, _FLAGS), props),
+    )
+    if not size:
+        return head
+    if size <= most:
+        return b"%b%b%b\xce" % (head, HEAD.pack(BODY, channel, size), body)
+    parts = [head]
+    for start in range(0, size, most):
+        part = body[start : start + most]
+        parts += HEAD.pack(BODY, channel, len(part)), part, b"\xce"
     return b"".join(parts)
 
 
-@frozen
-class Properties:
+class Properties(NamedTuple):
     """What a message says of itself, as far as it matters here.
 
     Attributes:
@@ -153,6 +144,8 @@ def read(content: bytes) -> Properties:
         ValueError, IndexError, struct.error: It is not what the specification says.
     """
     flags, position = _CONTENT.unpack_from(content)[3], _CONTENT.size
+    if flags == _FLAGS:
+        return _ours(content)
     texts = {}
     headers: dict[str, bytes | int] = {}
     priority = timestamp = 0
@@ -176,6 +169,25 @@ def read(content: bytes) -> Properties:
             texts[bit] = content[position + 1 : end].decode()
             position = end
     return Properties(headers, texts.get(15, ""), priority, texts.get(10, ""), texts.get(7, ""), timestamp, texts.get(5, ""))
+
+
+def _ours(content: bytes) -> Properties:
+    """The same, when they are those of a message of ours."""
+    end = 15 + content[14]
+    content_type = content[15:end]
+    start, end = end + 4, end + 4 + _LONG.unpack_from(content, end)[0]
+    headers = _table(content, start, end)
+    priority = content[end + 1]
+    start, end = end + 3, end + 3 + content[end + 2]
+    correlation_id = content[start:end]
+    start, end = end + 1, end + 1 + content[end]
+    message_id = content[start:end]
+    start = end + 9
+    topic = content[start : start + content[start - 1]]
+    return Properties(
+        *(headers, content_type.decode(), priority, correlation_id.decode(), message_id.decode()),
+        *(_STAMP.unpack_from(content, end)[0], topic.decode()),
+    )
 
 
 def _table(data: bytes, position: int, end: int) -> dict[str, bytes | int]:

@@ -229,7 +229,7 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=1 << 20)
+        self._transport.set_write_buffer_limits(high=0)  # what is to be sent is gathered here, and then sent at once
 
     def pause_writing(self) -> None:
         self.is_writable = False

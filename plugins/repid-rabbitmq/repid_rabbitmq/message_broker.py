@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from attrs import asdict
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _OLDEST: Final = (3, 10)
+_PATIENCE: Final = timedelta(minutes=30)  # for which a server waits for an acknowledgement, unless it is told otherwise
 _HEADERS: Final = 512  # bytes of a frame that are for what is beside the properties
 
 _Ready = tuple[tuple[bytes, bytes, str], tuple[str, str]]  # properties, body and message id; exchange and routing key
@@ -71,6 +73,8 @@ class RabbitMessageBroker(MessageBroker):
         )
         self.topology = Topology(self.settings)
         self.consumers: set[RabbitConsumer] = set()
+        self._patience = self.settings.consumer_timeout or _PATIENCE
+        self._warned: set[str] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -153,15 +157,15 @@ class RabbitMessageBroker(MessageBroker):
         return explain(error, self._producing.address)
 
     @asynccontextmanager
-    async def explained(self) -> AsyncIterator[None]:
-        """Put what goes wrong inside into words."""
+    async def explained(self, kind: type[MessageBrokerError] = MessageBrokerError) -> AsyncIterator[None]:
+        """Put what goes wrong inside into words; `kind` is for what the server refuses."""
         try:
             async with asyncio.timeout(self.settings.publish_timeout.total_seconds()):
                 yield
         except (UnreachableError, LinkLostError, OSError) as error:
             raise BrokerConnectionError(self.explain(error)) from error
         except ChannelClosedError as error:
-            raise MessageBrokerError(self.explain(error)) from error
+            raise kind(self.explain(error)) from error
 
     def carry_out(self, step: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         """Run a step that is to be ended even if nobody waits for it any more."""
@@ -201,12 +205,25 @@ class RabbitMessageBroker(MessageBroker):
             PayloadTooLargeError: Its payload is over the limit.
             EnqueueError: Its headers are.
         """
+        if envelope.parameters.timeout > self._patience:
+            self.warn_of_timeout(envelope)
         if len(envelope.payload) > self.settings.max_payload:
             raise PayloadTooLargeError(len(envelope.payload), self.settings.max_payload)
         message_id = self._publisher.message_id()
         props = wire.encode(envelope, message_id)
         self._check_headers(props)
         return (props, envelope.payload, message_id), self.topology.way(envelope, steps(envelope.due, self.clock.now()))
+
+    def warn_of_timeout(self, envelope: Envelope) -> None:
+        """Warn, once for each actor, of a job that the server may take back while it runs."""
+        topic = envelope.key.topic
+        if envelope.parameters.timeout > self._patience and topic not in self._warned:
+            self._warned.add(topic)
+            logger.warning(
+                "%s may run for %s, but the server takes back what is not acknowledged within %s: raise consumer_timeout on the "
+                "server, and in the settings",
+                topic, envelope.parameters.timeout, self._patience, extra={"queue": envelope.key.queue},
+            )  # fmt: skip
 
     def _check_headers(self, props: bytes) -> None:
         link = self._producing.link
@@ -221,7 +238,7 @@ class RabbitMessageBroker(MessageBroker):
         delays = bool(way[0])
         for last in (False, True):
             if not self.topology.has(queue, delays=delays):
-                async with self.explained():
+                async with self.explained(EnqueueError):
                     await self.ensure(queue, delays=delays)
             try:
                 await self._publisher.post(*way, props, body, message_id)
@@ -242,8 +259,21 @@ class RabbitMessageBroker(MessageBroker):
             except EnqueueError as error:
                 outcomes[index] = error
         for queue, delays in {(envelope.key.queue, bool(way[0])): None for _, envelope, (_, way) in ready}:
-            async with self.explained():
-                await self.ensure(queue, delays=delays)
+            try:
+                async with self.explained(EnqueueError):
+                    await self.ensure(queue, delays=delays)
+            except EnqueueError as error:  # of the messages for this queue alone
+                for index, envelope, _ in ready:
+                    outcomes[index] = error if envelope.key.queue == queue else outcomes[index]
+                ready = [one for one in ready if outcomes[one[0]] is None]
+        await self._post_many(ready, outcomes)
+        unreachable = [outcome for outcome in outcomes if isinstance(outcome, BrokerConnectionError)]
+        if unreachable and len(unreachable) == len(ready):
+            raise unreachable[0]
+        return [_as_enqueue_error(outcome) for outcome in outcomes]
+
+    async def _post_many(self, ready: Sequence[tuple[int, Envelope, _Ready]], outcomes: list[Any]) -> None:
+        """Publish all, and note what became of each."""
         posts = [self._publisher.post(exchange, key, *sent) for _, _, (sent, (exchange, key)) in ready]
         try:
             results = await asyncio.gather(*posts, return_exceptions=True)
@@ -258,10 +288,6 @@ class RabbitMessageBroker(MessageBroker):
             else:
                 outcomes[index] = result
             outcomes[index] = outcomes[index] or Enqueued.NEW
-        unreachable = [outcome for outcome in outcomes if isinstance(outcome, BrokerConnectionError)]
-        if unreachable and len(unreachable) == len(ready):
-            raise unreachable[0]
-        return [_as_enqueue_error(outcome) for outcome in outcomes]
 
     async def send_to_dead(self, queue: str, delivery: RabbitDelivery, death: Death) -> None:
         """Publish a message among the dead."""

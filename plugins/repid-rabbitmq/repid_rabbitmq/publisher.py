@@ -16,6 +16,9 @@ from repid_rabbitmq.line import Line, UnreachableError
 from repid_rabbitmq.link import Channel, ChannelClosedError, LinkLostError
 from repid_rabbitmq.settings import RabbitMessageBrokerSettings
 
+AT_ONCE = 32  # messages that are sent while others of the same turn of the loop are still made
+_WRITE = 1 << 16  # bytes that are written at once
+_BESIDE = 500  # bytes of a message beside its body, roughly
 _SWEEP = 0.25  # seconds between looks at what has waited too long
 
 
@@ -87,7 +90,9 @@ class Publisher:
         """
         post = Post(exchange, key, props, body, message_id, self._loop)
         self._pending.append(post)
-        if not self._scheduled:
+        if len(self._pending) >= AT_ONCE and self._channel is not None:
+            self._flush()  # so that the server begins with them while the others are made
+        elif not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush)
         if self._timer is None:
@@ -102,7 +107,7 @@ class Publisher:
                 self._opening = self._loop.create_task(self._open(), name="repid rabbitmq publish")
             return
         link = channel.link
-        most = 1 if self._suspects else self._settings.max_unconfirmed
+        most, size = 1 if self._suspects else self._settings.max_unconfirmed, 0
         while self._pending and len(self._unconfirmed) < most and link.is_writable:
             post = self._pending.popleft()
             if post.done.done():  # cancelled
@@ -113,8 +118,11 @@ class Publisher:
             post.sent = True
             post.returned = None
             link.send(frames.published(channel.number, post.way, post.props, post.body, link.frame_max))
-            if len(post.body) > 1 << 16:
+            size += len(post.body) + _BESIDE
+            if size > _WRITE:
+                size = 0
                 link.flush()  # so that it is known whether the server keeps up
+        link.flush()
 
     async def _open(self) -> None:
         try:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from repid_rabbitmq import frames
 from repid_rabbitmq.link import Channel
 
 if TYPE_CHECKING:
     from repid_rabbitmq.delivery import RabbitDelivery
+
+
+_AT_ONCE: Final = 32  # acknowledgements that do not wait for the end of the turn of the loop
 
 
 class Session:
@@ -37,6 +40,9 @@ class Session:
         if not self._acked:
             asyncio.get_running_loop().call_soon(self.flush)
         self._acked.add(tag)
+        if len(self._acked) >= _AT_ONCE:
+            self.flush()
+            self.channel.link.flush()  # so that the server sends others while these are still worked on
 
     def give_back(self, tag: int) -> None:
         """Have the server put it back."""

@@ -151,7 +151,8 @@ class RabbitMessageBrokerSettings:
 
     def __attrs_post_init__(self) -> None:
         tls = self._first("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "ssl_cert_reqs")
-        if tls and not self.target.tls:
+        encrypted = self.target.tls  # and the URL is one
+        if tls and not encrypted:
             raise ValueError(f"{tls} is set, but the URL asks for no TLS: write amqps://…")
         if self.ssl_keyfile and not self.ssl_certfile:
             raise ValueError("ssl_keyfile is set without ssl_certfile: give the certificate that the key belongs to")

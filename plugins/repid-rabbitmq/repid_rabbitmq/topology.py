@@ -139,6 +139,7 @@ class Topology:
             ChannelClosedError: What is there is different, something is missing that may not be made, or it is not allowed.
             LinkLostError, UnreachableError: The server could not be asked.
         """
+        await line.up(self._settings.connect_timeout.total_seconds())  # all who wait do so at once
         async with self._making:
             if queue not in self._known:
                 await self._run(line, [self._declared(name) for name in self._mine(queue)])

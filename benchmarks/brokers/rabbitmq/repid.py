@@ -1,0 +1,27 @@
+"""repid-rabbitmq, through the whole framework: a `Job` on one side, a `Worker` on the other. Defaults; results in Redis."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from benchmarks.brokers.rabbitmq import results_url
+from benchmarks.brokers.redis import repid
+from repid_core import Connection
+from repid_rabbitmq import RabbitMessageBroker
+from repid_redis import RedisBucketBroker
+
+
+class Repid(repid.Repid):
+    """At least once: confirmed, acknowledged after the actor; classic queues, with three priorities."""
+
+    queue_type: Literal["classic", "quorum"] = "classic"
+
+    def connection(self) -> Connection:
+        results = RedisBucketBroker(results_url(), prefix=self.queue) if self.results else None
+        return Connection(RabbitMessageBroker(self.url, queue_type=self.queue_type), results_bucket_broker=results)
+
+
+class RepidQuorum(Repid):
+    """The same on quorum queues."""
+
+    queue_type = "quorum"
