@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pamqp import commands
 
 from repid_core.abc import Consumer, Delivery
-from repid_core.data import Death, DeathReason, MessageCategory
+from repid_core.data import Capability, Death, DeathReason, MessageCategory
 from repid_core.errors import AlreadySettledError, DeliveryLostError, MessageBrokerError, NotConnectedError
 from repid_rabbitmq import frames, wire
 from repid_rabbitmq.delivery import RabbitDelivery
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 _GRACE: Final = 1.0  # seconds after a channel is open again, in which what the old one held comes again
 _CLOSING: Final = 3.0  # seconds for the last settlements
 _REMEMBERED: Final = 10_000  # messages that are done, of which the server may not know
+_QUICK_BOUNCES: Final = 8  # of 1 s each, in which a message finds its way if some workers have its actor and others don't
 _LONGEST_BOUNCE: Final = 5  # 2^5 s
 _AT_ONCE: Final = 16  # questions about the deaths of messages
 _FAULTS: Final = (LinkLostError, ChannelClosedError, UnreachableError, OSError)
@@ -57,6 +58,7 @@ class RabbitConsumer(Consumer):
         self._topics = None if topics is None else frozenset(topics)
         names = broker.topology.names(queue)
         self._sources = [names.dead] if category is MessageCategory.DEAD else names.mains
+        self._counts = category is MessageCategory.NORMAL and Capability.POISON in broker.capabilities
         self._pulls = len(self._sources) > 1 and prefetch == 1
         self._session: Session | None = None
         self._since = 0.0  # when the session began
@@ -67,6 +69,8 @@ class RabbitConsumer(Consumer):
         self._done: dict[str, None] = {}  # message ids of what is done, the oldest first
         self._settling: set[asyncio.Future[None]] = set()
         self._strange: set[str] = set()  # topics that were warned of
+        self._returning: dict[str, RabbitDelivery] = {}  # what is published again, by its new message id
+        self._unknown = ""  # why it was not known how many deaths a message has caused
         self._skipped: set[int] = set()  # tags of dead messages of other topics, which the session holds
         self._owed: set[int] = set()  # tags of what was held when the server was asked to push again, and asked for less
         self._paused = False
@@ -305,6 +309,8 @@ class RabbitConsumer(Consumer):
                 self._pass_over(delivery, topic)
                 return
         if not redelivered:
+            if self._returning:
+                self._returned(properties.message_id)
             self._push(lane, delivery)
         elif properties.message_id in self._done:
             self.acknowledge(delivery)
@@ -312,10 +318,12 @@ class RabbitConsumer(Consumer):
             old.session, old.tag = session, tag
             session.held[tag] = old
             self._wake_settlements()
-        elif self.category is MessageCategory.NORMAL and self.broker.settings.max_deliveries and properties.message_id:
-            self.chore(self._judge(lane, delivery))
-        else:
+        elif not self._counts or not properties.message_id:
             self._push(lane, delivery)
+        elif len(self._sources) == 1 and wire.RETURNED not in properties.headers:
+            self.chore(self._send_back(lane, delivery))
+        else:
+            self.chore(self._judge(lane, delivery))
 
     def _push(self, lane: int, delivery: RabbitDelivery) -> None:
         self._lanes[lane].append(delivery)
@@ -329,26 +337,58 @@ class RabbitConsumer(Consumer):
                     waiter.set_result(None)
                     return
 
+    async def _send_back(self, lane: int, delivery: RabbitDelivery) -> None:
+        """Have it come once more, with a note that it has come back.
+
+        Classic queues say of every message that it was given out before, once the server has read them from its disk. So that
+        alone is no suspicion, and costs no more than this. What comes back with the note, a worker did hold.
+        """
+        if self.broker.is_blocked:
+            self._push(lane, delivery)
+            return
+        message_id = self.broker.message_id()
+        self._returning[message_id] = delivery
+        try:
+            await self.broker.send_back(self.queue, delivery, message_id)
+        except MessageBrokerError:
+            if self._returning.pop(message_id, None) is not None and delivery.session.is_open:
+                self._push(lane, delivery)
+        else:
+            if (old := self._returning.pop(message_id, None)) is not None:
+                self.acknowledge(old)
+
+    def _returned(self, message_id: str) -> None:
+        """What was sent back is here before its confirmation: the old one must be gone when it runs."""
+        if (old := self._returning.pop(message_id, None)) is not None:
+            self.acknowledge(old)
+            old.session.flush()
+            old.session.channel.link.flush()
+
     async def _judge(self, lane: int, delivery: RabbitDelivery) -> None:
         """Has it killed too many workers?"""
+        # The first death is not noted, and with classic queues the second neither.
+        unnoted = 1 if len(self._sources) > 1 else 2
         most, deaths, id_ = self.broker.settings.max_deliveries or 0, 0, ""
         try:
             id_ = delivery.envelope.key.id_
             if delivery.properties.headers.get("x-delivery-count") != 1:  # else it comes back for the first time
                 async with self._judging:
                     deaths = await self.broker.deaths(self.queue, id_)
+            self._unknown = ""
         except Exception as error:  # noqa: BLE001 — in doubt it runs
-            logger.warning("the deaths that a message of %s has caused are not known: %s", self.queue, error)
+            if self._unknown != str(error):
+                self._unknown = str(error)
+                logger.warning("the deaths that messages of %s have caused are not known: %s", self.queue, error)
         if not delivery.session.is_open:
             return
-        delivery.counted = deaths > 0
-        if deaths < most - 1:
+        delivery.suspected, delivery.counted = True, deaths > 0
+        if deaths + unnoted < most:
             self._push(lane, delivery)
             return
-        text = f"{deaths + 1} workers have died while they ran it, or had it for the first time"
+        text = f"{deaths} workers have died while they ran it, after it had come back {'twice' if unnoted > 1 else 'once'} before"
         logger.error("%s is poison: %s", delivery.envelope.key.topic, text, extra={"queue": self.queue, "job": id_})
         with suppress(MessageBrokerError):  # it comes again
-            await self.bury(delivery, Death(DeathReason.POISON, self.broker.clock.now(), deaths + 1, text))
+            await self.bury(delivery, Death(DeathReason.POISON, self.broker.clock.now(), deaths + unnoted, text))
 
     def _pass_over(self, delivery: RabbitDelivery, topic: str) -> None:
         """A message for an actor that is not here."""
@@ -372,10 +412,11 @@ class RabbitConsumer(Consumer):
                 await self._consume_again(session)
 
     async def _bounce(self, delivery: RabbitDelivery) -> None:
-        """Send it round through a delay that grows each time."""
+        """Send it round through a delay, which grows if nobody takes it."""
         bounces = wire.bounces_of(delivery.properties)
+        delay = 1 << min(max(0, bounces + 1 - _QUICK_BOUNCES), _LONGEST_BOUNCE)
         try:
-            await self.broker.send_round(self.queue, delivery, bounces + 1, 1 << min(bounces, _LONGEST_BOUNCE))
+            await self.broker.send_round(self.queue, delivery, bounces + 1, delay)
         except MessageBrokerError as error:
             logger.warning("a message of %s cannot be sent round: %s", self.queue, error, extra={"queue": self.queue})
             await asyncio.sleep(_GRACE)
@@ -454,10 +495,7 @@ class RabbitConsumer(Consumer):
             await publishing
         except BaseException:
             publishing.close()
-            self._handed.pop(delivery, None)
-            self._adrift.pop(delivery.properties.message_id, None)
-            if delivery.session.is_open:
-                delivery.session.give_back(delivery.tag)
+            await self.give_back(delivery, uncount=delivery.counted)
             raise
         await self._end_count(delivery)
         self.acknowledge(delivery)
@@ -480,8 +518,8 @@ class RabbitConsumer(Consumer):
             self._pay()
 
     async def count_death(self, delivery: RabbitDelivery) -> None:
-        """Count a death that is taken back if it does not come."""
-        if self.broker.settings.max_deliveries:
+        """Count a death that is taken back if it does not come; not while the server takes no messages, or it would not run."""
+        if not self.broker.is_blocked:
             await self.broker.count_death(self.queue, delivery.envelope.key.id_)
 
     def carry_out(self, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

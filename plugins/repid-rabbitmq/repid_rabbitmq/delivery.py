@@ -28,7 +28,8 @@ class RabbitDelivery(Delivery):
         tag: Its number there.
         properties: What the message says of itself.
         body: Its payload.
-        counted: Whether the server counts the workers that die while they run it.
+        suspected: Whether it may have killed its worker, so that it is noted when it runs.
+        counted: Whether there may be such notes.
     """
 
     def __init__(
@@ -36,11 +37,11 @@ class RabbitDelivery(Delivery):
     ) -> None:
         self._consumer, self.session, self.tag = consumer, session, tag
         self.properties, self.body = properties, body
-        self.counted = False
+        self.suspected = self.counted = False
         self._marked = False
         self._envelope: Envelope | None = None
         self._refusal: Exception | None = None
-        if redelivered:
+        if redelivered or wire.RETURNED in properties.headers:
             self.redelivered = True
         if (category := consumer.category) is not MessageCategory.NORMAL:
             self.category = category
@@ -63,7 +64,7 @@ class RabbitDelivery(Delivery):
         self._refusal = refusal
 
     async def mark_started(self) -> None:
-        if self._marked or self.category is not MessageCategory.NORMAL:
+        if self._marked or not self.suspected:
             return
         self._marked = self.counted = True  # even if it is cut off here, there may be something to take back
         await self._consumer.count_death(self)

@@ -229,7 +229,8 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=0)  # what is to be sent is gathered here, and then sent at once
+        # What is to be sent is gathered here, and then sent at once. Not 0: a TLS transport takes nothing for too much then.
+        self._transport.set_write_buffer_limits(high=1)
 
     def pause_writing(self) -> None:
         self.is_writable = False

@@ -28,7 +28,7 @@ from repid_rabbitmq.line import Line, UnreachableError
 from repid_rabbitmq.link import Channel, ChannelClosedError, LinkLostError
 from repid_rabbitmq.publisher import Publisher, UnroutableError
 from repid_rabbitmq.settings import RabbitMessageBrokerSettings
-from repid_rabbitmq.topology import STEP, Topology, steps
+from repid_rabbitmq.topology import PRIORITIES, RETURNED, STEP, Topology, steps
 
 if TYPE_CHECKING:
     from repid_rabbitmq.delivery import RabbitDelivery
@@ -152,6 +152,12 @@ class RabbitMessageBroker(MessageBroker):
         if self._loop is None:
             raise NotConnectedError
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the server takes no messages for the time being."""
+        link = self._producing.link
+        return link is not None and link.blocked is not None
+
     def explain(self, error: Exception) -> str:
         """What went wrong, and what to do."""
         return explain(error, self._producing.address)
@@ -194,9 +200,16 @@ class RabbitMessageBroker(MessageBroker):
 
     async def enqueue(self, envelope: Envelope) -> Enqueued:
         self.check()
+        delays = self._waits(envelope)
+        if not self.topology.has(envelope.key.queue, delays=delays):  # which takes time, so the delay is measured after it
+            async with self.explained(EnqueueError):
+                await self.ensure(envelope.key.queue, delays=delays)
         (props, body, message_id), way = self.prepared(envelope)
         await self.send(envelope.key.queue, way, props, body, message_id)
         return Enqueued.NEW
+
+    def _waits(self, envelope: Envelope) -> bool:
+        return envelope.due is not None and envelope.due > self.clock.now()
 
     def prepared(self, envelope: Envelope) -> _Ready:
         """What is to be sent for a message.
@@ -209,7 +222,7 @@ class RabbitMessageBroker(MessageBroker):
             self.warn_of_timeout(envelope)
         if len(envelope.payload) > self.settings.max_payload:
             raise PayloadTooLargeError(len(envelope.payload), self.settings.max_payload)
-        message_id = self._publisher.message_id()
+        message_id = self.message_id()
         props = wire.encode(envelope, message_id)
         self._check_headers(props)
         return (props, envelope.payload, message_id), self.topology.way(envelope, steps(envelope.due, self.clock.now()))
@@ -252,56 +265,69 @@ class RabbitMessageBroker(MessageBroker):
     async def enqueue_many(self, envelopes: Sequence[Envelope]) -> Sequence[Enqueued | EnqueueError]:
         self.check()
         outcomes: list[Any] = [None] * len(envelopes)
-        ready: list[tuple[int, Envelope, _Ready]] = []
-        for index, envelope in enumerate(envelopes):
-            try:
-                ready.append((index, envelope, self.prepared(envelope)))
-            except EnqueueError as error:
-                outcomes[index] = error
-        for queue, delays in {(envelope.key.queue, bool(way[0])): None for _, envelope, (_, way) in ready}:
+        failed: dict[str, EnqueueError] = {}
+        for queue, delays in {(envelope.key.queue, self._waits(envelope)): None for envelope in envelopes}:
             try:
                 async with self.explained(EnqueueError):
                     await self.ensure(queue, delays=delays)
             except EnqueueError as error:  # of the messages for this queue alone
-                for index, envelope, _ in ready:
-                    outcomes[index] = error if envelope.key.queue == queue else outcomes[index]
-                ready = [one for one in ready if outcomes[one[0]] is None]
-        await self._post_many(ready, outcomes)
+                failed[queue] = error
+        sent: list[tuple[int, Envelope, _Ready, asyncio.Future[None]]] = []
+        for index, envelope in enumerate(envelopes):
+            outcomes[index] = failed.get(envelope.key.queue)
+            if outcomes[index] is None:
+                try:
+                    ready = self.prepared(envelope)
+                except EnqueueError as error:
+                    outcomes[index] = error
+                else:  # the server works on the first while the others are made
+                    (props, body, message_id), way = ready
+                    sent.append((index, envelope, ready, self._publisher.post(*way, props, body, message_id)))
+        await self._await_many(sent, outcomes)
         unreachable = [outcome for outcome in outcomes if isinstance(outcome, BrokerConnectionError)]
-        if unreachable and len(unreachable) == len(ready):
+        if unreachable and len(unreachable) == len(sent):
             raise unreachable[0]
         return [_as_enqueue_error(outcome) for outcome in outcomes]
 
-    async def _post_many(self, ready: Sequence[tuple[int, Envelope, _Ready]], outcomes: list[Any]) -> None:
-        """Publish all, and note what became of each."""
-        posts = [self._publisher.post(exchange, key, *sent) for _, _, (sent, (exchange, key)) in ready]
+    async def _await_many(self, sent: Sequence[tuple[int, Envelope, _Ready, asyncio.Future[None]]], outcomes: list[Any]) -> None:
+        """Note what became of each."""
+        posts = [post for *_, post in sent]
         try:
             results = await asyncio.gather(*posts, return_exceptions=True)
         except asyncio.CancelledError:
             for post in posts:
                 post.cancel()
             raise
-        for (index, envelope, (sent, way)), result in zip(ready, results, strict=True):
+        for (index, envelope, (message, way), _), result in zip(sent, results, strict=True):
             if isinstance(result, UnroutableError):  # somebody has deleted the queue
                 self.topology.forget(envelope.key.queue)
-                [outcomes[index]] = await asyncio.gather(self.send(envelope.key.queue, way, *sent), return_exceptions=True)
+                [outcomes[index]] = await asyncio.gather(self.send(envelope.key.queue, way, *message), return_exceptions=True)
             else:
                 outcomes[index] = result
             outcomes[index] = outcomes[index] or Enqueued.NEW
 
     async def send_to_dead(self, queue: str, delivery: RabbitDelivery, death: Death) -> None:
         """Publish a message among the dead."""
-        message_id = self._publisher.message_id()
-        props = wire.again(delivery.properties, message_id, repid_death=wire.encode_death(death))
+        message_id = self.message_id()
+        death_header = wire.encode_death(death)
+        props = wire.again(delivery.properties, message_id, delivery.properties.priority, repid_death=death_header)
         self._check_headers(props)
         await self.send(queue, ("", self.topology.names(queue).dead), props, delivery.body, message_id)
 
     async def send_round(self, queue: str, delivery: RabbitDelivery, bounces: int, seconds: int) -> None:
         """Publish a message to be given out in so many seconds."""
-        message_id = self._publisher.message_id()
-        props = wire.again(delivery.properties, message_id, repid_bounces=b"%d" % bounces)
-        way = self.topology.round(queue, delivery.properties.priority, seconds)
-        await self.send(queue, way, props, delivery.body, message_id)
+        message_id, priority = self.message_id(), wire.priority_of(delivery.properties, delivery.body)
+        props = wire.again(delivery.properties, message_id, PRIORITIES[priority], repid_bounces=b"%d" % bounces)
+        await self.send(queue, self.topology.round(queue, priority, seconds), props, delivery.body, message_id)
+
+    def message_id(self) -> str:
+        """Another id for a message; no two publishings have the same."""
+        return self._publisher.message_id()
+
+    async def send_back(self, queue: str, delivery: RabbitDelivery, message_id: str) -> None:
+        """Publish a message to be given out next, with a note that it has come back once."""
+        props = wire.again(delivery.properties, message_id, RETURNED, repid_returned=b"1")
+        await self.send(queue, ("", self.topology.names(queue).base), props, delivery.body, message_id)
 
     # -- messages go out -----------------------------------------------------------------------------------------------
 
@@ -328,8 +354,8 @@ class RabbitMessageBroker(MessageBroker):
     async def count_death(self, queue: str, id_: str) -> None:
         """Count one more."""
         name = await self._ask(self.topology.open_deaths(self._consuming, queue, id_))
-        message_id = self._publisher.message_id()
-        props = wire.again(wire.NOTHING, message_id)
+        message_id = self.message_id()
+        props = wire.again(wire.NOTHING, message_id, 0)
         try:
             await self._publisher.post("", name, props, b"", message_id)
         except UnroutableError as error:

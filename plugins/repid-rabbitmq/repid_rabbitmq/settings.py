@@ -113,7 +113,7 @@ class RabbitMessageBrokerSettings:
             has a limit of its own, 128 MiB before RabbitMQ 4 and 16 MiB since. Default: 16 MiB.
         max_unconfirmed: How many messages may be sent before the first of them is confirmed; more wait in this process.
             Default: 2,000.
-        max_deliveries: How many workers a message may kill before it goes to DEAD, reason `poison`. At least 2. Default: 5;
+        max_deliveries: How many workers a message may kill before it goes to DEAD, reason `poison`. At least 3. Default: 5;
             None for no limit, which saves the server what it costs to count.
         consumer_timeout: How long a message may be with a worker before the server takes it back: asked for with each
             consumer, which RabbitMQ heeds from 3.12 on. Default: None, for what the server does, 30 minutes as a rule.
@@ -144,7 +144,7 @@ class RabbitMessageBrokerSettings:
     frame_max: int = field(default=128 << 10, kw_only=True, validator=_whole(4096, 1 << 20))
     max_payload: int = field(default=16 << 20, kw_only=True, validator=_whole(1, 512 << 20))
     max_unconfirmed: int = field(default=2000, kw_only=True, validator=_whole(1))
-    max_deliveries: int | None = field(default=5, kw_only=True, validator=_whole(2, none="no limit"))
+    max_deliveries: int | None = field(default=5, kw_only=True, validator=_whole(3, none="no limit"))
     consumer_timeout: timedelta | None = field(
         default=None, kw_only=True, validator=_span(timedelta(minutes=1), none="the server's")
     )

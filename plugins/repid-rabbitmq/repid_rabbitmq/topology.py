@@ -30,10 +30,11 @@ LEVELS: Final = 25  # 2^25 s are 388 days
 STEP: Final = timedelta(seconds=1)
 LANES: Final = (Priority.HIGH, Priority.MEDIUM, Priority.LOW)
 PRIORITIES: Final = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
+RETURNED: Final = 3  # the server's priority of what has come back to a classic queue
 _LETTERS: Final = {Priority.LOW: "l", Priority.MEDIUM: "m", Priority.HIGH: "h"}
 _SUFFIXES: Final = {Priority.LOW: ":low", Priority.MEDIUM: "", Priority.HIGH: ":high"}
 _FOREVER: Final = 1_000_000_000  # returns of a message; RabbitMQ 4 drops messages after 20 unless told otherwise
-_COUNTED: Final = timedelta(days=7)  # for which the deaths that a message has caused are remembered
+_COUNTED: Final = timedelta(days=1)  # for which the deaths that a message has caused are remembered
 _MISSING, _MISMATCH = 404, 406
 
 
@@ -118,9 +119,8 @@ class Topology:
             return "", names.main(priority)
         return names.exchange(seconds.bit_length()), _bits(seconds, priority)
 
-    def round(self, queue: str, level: int, seconds: int) -> tuple[str, str]:
-        """The same for a message of which the server's priority is known."""
-        priority = next((each for each, number in PRIORITIES.items() if number == level), Priority.MEDIUM)
+    def round(self, queue: str, priority: Priority, seconds: int) -> tuple[str, str]:
+        """The same for a message that was there already."""
         return self.names(queue).exchange(seconds.bit_length()), _bits(seconds, priority)
 
     def has(self, queue: str, *, delays: bool = False) -> bool:
@@ -164,7 +164,7 @@ class Topology:
             common["x-delivery-limit"] = _FOREVER
             if self._settings.quorum_group_size is not None:
                 common["x-quorum-initial-group-size"] = self._settings.quorum_group_size
-        ready = common if kind == "quorum" else {**common, "x-max-priority": max(PRIORITIES.values())}
+        ready = common if kind == "quorum" else {**common, "x-max-priority": RETURNED}
         return [*((name, ready) for name in names.mains), (names.dead, common)]
 
     def _declared(self, queue: tuple[str, dict[str, Any]]) -> Frame:

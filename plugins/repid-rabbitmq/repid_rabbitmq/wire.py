@@ -9,7 +9,7 @@ import json
 from typing import Final
 
 from repid_core.codec import death_fields, death_from_fields, decode_header, encode_header
-from repid_core.data import Death, Envelope
+from repid_core.data import Death, Envelope, Priority
 from repid_core.errors import CodecError, CorruptMessageError
 from repid_rabbitmq import frames
 from repid_rabbitmq.topology import PRIORITIES
@@ -17,6 +17,7 @@ from repid_rabbitmq.topology import PRIORITIES
 HEADER: Final = "repid"
 DEATH: Final = "repid-death"
 BOUNCES: Final = "repid-bounces"
+RETURNED: Final = "repid-returned"
 
 NOTHING: Final = frames.Properties({})
 
@@ -37,13 +38,13 @@ def encode(envelope: Envelope, message_id: str) -> bytes:
     )
 
 
-def again(props: frames.Properties, message_id: str, **headers: bytes) -> bytes:
+def again(props: frames.Properties, message_id: str, priority: int, **headers: bytes) -> bytes:
     """The properties of a message that is published again as it is, with these headers beside its own."""
     own = props.headers.get(HEADER)
     return frames.properties(
         {**({HEADER: own} if isinstance(own, bytes) else {}), **{name.replace("_", "-"): text for name, text in headers.items()}},
         content_type=props.content_type,
-        priority=props.priority,
+        priority=priority,
         correlation_id=props.correlation_id,
         message_id=message_id,
         timestamp=props.timestamp,
@@ -62,6 +63,14 @@ def decode(props: frames.Properties, body: bytes) -> Envelope:
     if not isinstance(header, bytes):
         raise CorruptMessageError(f"the message has no header {HEADER!r}, so it was not written for repid")
     return decode_header(header, body)
+
+
+def priority_of(props: frames.Properties, body: bytes) -> Priority:
+    """How urgent the message is, whatever priority the server gives it."""
+    try:
+        return decode(props, body).key.priority
+    except CodecError:
+        return Priority.MEDIUM
 
 
 def topic_of(props: frames.Properties, body: bytes) -> str | None:

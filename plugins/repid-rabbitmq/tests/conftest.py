@@ -67,9 +67,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Node]]:
         node.stop()
 
 
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """A node for the tests of a module."""
+@pytest.fixture(scope="session")
+def _node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     if binary("rabbitmq-server") is None:
         _lacking("a RabbitMQ server (install rabbitmq-server)")
     node = Node(tmp_path_factory.mktemp("node"))
@@ -77,3 +76,11 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
         yield node.start()
     finally:
         node.stop()
+
+
+@pytest.fixture
+def node(_node: Node) -> Node:
+    """A node that tests may kill; it runs when the next one begins."""
+    if _node.process is None or _node.process.poll() is not None:
+        _node.start()
+    return _node

@@ -67,11 +67,20 @@ class Node:
     Args:
         folder: Where it keeps its data and its log.
         config: Lines for its `rabbitmq.conf`.
+        advanced: Terms about the application `rabbit` for its `advanced.config`: what has no name in `rabbitmq.conf`.
         tls: Files with the authority, its certificate and its key: then it listens for TLS too, on `tls_port`.
         ask: With TLS, whether clients must show a certificate.
     """
 
-    def __init__(self, folder: Path, config: str = "", *, tls: tuple[str, str, str] | None = None, ask: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: str = "",
+        *,
+        advanced: str = "",
+        tls: tuple[str, str, str] | None = None,
+        ask: bool = False,
+    ) -> None:
         self.folder = folder
         self.port, self.tls_port, self._dist_port, self._epmd_port = (free_port() for _ in range(4))
         self.name = f"repid{self.port}@localhost"
@@ -90,6 +99,7 @@ class Node:
                 f"ssl_options.fail_if_no_peer_cert = {'true' if ask else 'false'}",
             ]
         (folder / "rabbitmq.conf").write_text("\n".join([*lines, config]) + "\n")
+        (folder / "advanced.config").write_text(f"[{{rabbit, [{advanced}]}}].\n")
         (folder / "plugins").write_text("[].\n")
         (folder / "env").write_text("")
 
@@ -107,6 +117,7 @@ class Node:
             "RABBITMQ_LOG_BASE": self.folder / "log",
             "RABBITMQ_PID_FILE": self.folder / "pid",
             "RABBITMQ_CONFIG_FILE": self.folder / "rabbitmq.conf",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": self.folder / "advanced.config",
             "RABBITMQ_CONF_ENV_FILE": self.folder / "env",
             "RABBITMQ_ENABLED_PLUGINS_FILE": self.folder / "plugins",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none",
@@ -121,6 +132,12 @@ class Node:
 
     def start(self) -> Node:
         """Start it, and wait until it answers."""
+        self.launch()
+        self.wait()
+        return self
+
+    def launch(self) -> None:
+        """Start it, from the main thread: it ends with the thread that has started it."""
         server, epmd = binary("rabbitmq-server"), shutil.which("epmd")
         assert server is not None
         with (self.folder / "output").open("ab") as output:
@@ -141,8 +158,6 @@ class Node:
                 self._epmd = spawn(epmd, "-port", str(self._epmd_port), "-address", "127.0.0.1")
                 eventually(lambda: socket.create_connection(("127.0.0.1", self._epmd_port), 1).close() or True, "epmd")
             self.process = spawn(server)
-        self.wait()
-        return self
 
     def wait(self) -> None:
         """Until it answers."""
@@ -165,10 +180,6 @@ class Node:
         if self.process is not None:
             self.process.wait()
             self.process = None
-
-    def restart(self) -> None:
-        """After `kill`: on the same port, with the same data."""
-        self.start()
 
     def pause(self) -> None:
         """Let it stand still."""

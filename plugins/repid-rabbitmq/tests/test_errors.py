@@ -81,25 +81,30 @@ async def test_a_queue_that_was_made_otherwise(node: Node, prefix: str) -> None:
     async with Connection(RabbitMessageBroker(node.url, prefix=prefix)) as connection:
         await Job("work", "q", connection=connection).enqueue()
     async with Connection(RabbitMessageBroker(node.url, prefix=prefix, queue_type="quorum")) as connection:
-        with pytest.raises(MessageBrokerError, match=r"inequivalent arg 'x-queue-type' for queue .*made with other settings"):
+        with pytest.raises(MessageBrokerError, match=r"inequivalent arg 'x-[a-z-]+' for queue .*made with other settings"):
             await Job("work", "q", connection=connection).enqueue()
     async with Connection(RabbitMessageBroker(node.url, prefix=prefix)) as connection:
         assert (await connection.message_broker.queue_stats("q")).ready == 1
 
 
+class Stranger(asyncio.Protocol):
+    """Something that is no RabbitMQ: it says its answer and waits; if that is empty, it hangs up."""
+
+    def __init__(self, answer: bytes | None) -> None:
+        self._answer = answer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        if self._answer:
+            transport.write(self._answer)
+        elif self._answer is not None:
+            transport.abort()
+
+
 @asynccontextmanager
 async def listening(answer: bytes | None) -> AsyncIterator[int]:
-    """Something that is no RabbitMQ."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if answer:
-            writer.write(answer)
-            await reader.read()
-        elif answer is None:
-            await reader.read()
-        writer.transport.abort()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    """Where a stranger listens."""
+    server = await asyncio.get_running_loop().create_server(lambda: Stranger(answer), "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -189,7 +194,8 @@ def listens(certificates: Certificates, name: str = "server") -> tuple[str, str,
 async def test_tls(serve: Callable[..., Node], certificates: Certificates, prefix: str) -> None:
     node = serve(tls=listens(certificates))
     url = f"amqps://guest:guest@127.0.0.1:{node.tls_port}/"
-    async with Connection(RabbitMessageBroker(url, prefix=prefix, ssl_ca_certs=certificates.authority)) as connection:
+    broker = RabbitMessageBroker(url, prefix=prefix, ssl_ca_certs=certificates.authority)
+    async with asyncio.timeout(10), Connection(broker) as connection:
         await Job("work", "q", args={"data": "x" * 300_000}, connection=connection).enqueue()
         consumer = connection.message_broker.consumer("q", ["work"], prefetch=1)
         await consumer.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import time
@@ -90,9 +91,11 @@ async def test_a_node_that_is_killed_under_load_loses_nothing_that_was_confirmed
         for kill in range(1, KILLS + 1):
             await until(lambda kill=kill: len(confirmed) >= MANY * kill // (KILLS + 1), 60)  # type: ignore[misc]
             node.kill()
-            await asyncio.to_thread(node.restart)
+            node.launch()
+            await asyncio.to_thread(node.wait)
             back, before, ran = time.monotonic(), len(confirmed), sum(seen.values())
-            await until(lambda before=before, ran=ran: len(confirmed) > before and sum(seen.values()) > ran, 30)  # type: ignore[misc]
+            await until(lambda before=before: len(confirmed) > before or all(one.done() for one in producers), 30)  # type: ignore[misc]
+            await until(lambda ran=ran: sum(seen.values()) > ran, 30)  # type: ignore[misc]
             away.append(time.monotonic() - back)
         await asyncio.gather(*producers)
         await until(lambda: set(confirmed) <= seen.keys(), 60)
@@ -224,50 +227,59 @@ async def test_an_outage_makes_enqueue_wait_and_then_say_so(serve: Callable[...,
         await Job("work", "q", args={"i": 1}, connection=connection).enqueue()
         node.kill()
         start = time.monotonic()
-        with pytest.raises(BrokerConnectionError, match=f"127.0.0.1:{node.port} cannot be reached") as said:
+        unreachable = f"127.0.0.1:{node.port} cannot be reached"
+        with pytest.raises((BrokerConnectionError, EnqueueError), match=unreachable) as said:  # it may just have been sent
             await Job("work", "q", args={"i": 2}, connection=connection).enqueue()
         assert 1.5 < time.monotonic() - start < 5
         assert "guest" not in str(said.value)
+        start = time.monotonic()
+        with pytest.raises(BrokerConnectionError, match=unreachable):
+            await Job("work", "q", args={"i": 3}, connection=connection).enqueue()
+        assert 1.5 < time.monotonic() - start < 5
 
 
 @pytest.mark.timeout(120)
 async def test_delays_of_all_lengths_keep_their_time(rabbitmq_url: str, prefix: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """1,000 of mixed delays, the longest first, beside one of a week."""
-    late: dict[int, list[float]] = {}
+    """1,000 of mixed delays beside one of a week: none is early, and what is late is so by little beyond the full second."""
+    early: list[float] = []
+    late: list[float] = []
     router = Router()
 
     @router.actor(name="work", queue="q")
-    async def work(delay: int, due: float) -> None:
-        late.setdefault(delay, []).append((time.time() - due) * 1000)
+    async def work(due: float, rounded: float) -> None:
+        now = time.time()
+        early.append(due - now)
+        late.append((now - rounded) * 1000)
 
     generator = random.Random(4)
     async with Connection(RabbitMessageBroker(rabbitmq_url, prefix=prefix)) as connection:
-        week = Job(
-            "work", "q", args={"delay": 0, "due": 0}, deferred_until=datetime.now(UTC) + timedelta(days=7), connection=connection
-        )
-        await week.enqueue()
-        start = time.time() + 1.5
-        delays = sorted((generator.randint(0, 20) for _ in range(1000)), reverse=True)
-        jobs = [
-            Job("work", "q", args={"delay": n, "due": start + n + i / 1000}, connection=connection,
-                deferred_until=datetime.fromtimestamp(start + n + i / 1000, UTC))
-            for i, n in enumerate(delays)
-        ]  # fmt: skip
-        await connection.enqueue_many(jobs)
+
+        async def enqueue(delay: float) -> None:
+            now = time.time()
+            due = datetime.fromtimestamp(now + delay, UTC)
+            args = {"due": now + delay, "rounded": now + math.ceil(delay)}
+            await Job("work", "q", args=args, deferred_until=due, connection=connection).enqueue()
+
+        await enqueue(7 * 86_400)
         worker = Worker([router], messages_limit=1000, connection=connection, handle_signals=())
+        running = asyncio.create_task(worker.run())
+        await until(lambda: connection.message_broker.consumers)  # type: ignore[attr-defined]
+        for _ in range(1000):
+            await enqueue(generator.uniform(0.05, 15))
+            await asyncio.sleep(0.005)
         async with asyncio.timeout(60):
-            await worker.run()
+            await running
         stats = await connection.message_broker.queue_stats("q")
         assert (stats.ready, stats.delayed) == (0, 1)
         await connection.message_broker.delete_queue("q")
-    spans = sorted(span for each in late.values() for span in each)
+    late.sort()
     with capsys.disabled():
         print(  # noqa: T201 — what the test is for
-            f"\nlateness of 1,000 delayed messages: {spans[0]:.0f} ms at least, median {spans[500]:.0f}, "
-            f"p99 {spans[990]:.0f}, most {spans[-1]:.0f}", end=" "
-        )  # fmt: skip
-    assert spans[0] >= 0
-    assert spans[990] < 1000 + 100
+            f"\n1,000 delays, beyond the full second: median {late[500]:.0f} ms, p99 {late[990]:.0f}, most {late[-1]:.0f}",
+            end=" ",
+        )
+    assert max(early) <= 0
+    assert late[990] < 250
 
 
 @pytest.mark.timeout(240)

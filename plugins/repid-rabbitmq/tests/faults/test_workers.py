@@ -236,7 +236,7 @@ async def test_what_another_worker_has_got_meanwhile_is_lost(rabbitmq_url: str, 
 @pytest.mark.timeout(180)
 async def test_a_job_that_outlasts_the_servers_patience_goes_on(serve: Callable[..., Node], prefix: str) -> None:
     """The server closes the channel and gives the messages out again; a single worker adopts them."""
-    node = serve("consumer_timeout = 2000\nchannel_tick_interval = 1000")
+    node = serve("consumer_timeout = 2000", advanced="{channel_tick_interval, 1000}")
     slow = Slow()
     async with connected(node.url, prefix) as connection:
         await connection.enqueue_many([Job("work", "q", args={"i": i}, connection=connection) for i in range(3)])
