@@ -74,8 +74,8 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 @nox.parametrize("plugin", PLUGINS, ids=[plugin.name for plugin in PLUGINS])
 def plugins(session: nox.Session, plugin: Path) -> None:
-    """A plugin's tests, with the servers that they find or start."""
-    session.install("-e", f".[{EXTRAS}]", "-e", str(plugin), *needs("test", of=plugin))
+    """A plugin's tests, with the servers that they find or start, and the other plugins at hand."""
+    session.install("-e", f".[{EXTRAS}]", *editable())
     session.run("pytest", str(plugin), *session.posargs)
 
 

@@ -33,6 +33,7 @@ _REMEMBERED: Final = 10_000  # messages that are done, of which the server may n
 _QUICK_BOUNCES: Final = 8  # of 1 s each, in which a message finds its way if some workers have its actor and others don't
 _LONGEST_BOUNCE: Final = 5  # 2^5 s
 _AT_ONCE: Final = 16  # questions about the deaths of messages
+_LOOK: Final = 2.0  # seconds without a message, after which the server is asked whether there are some
 _FAULTS: Final = (LinkLostError, ChannelClosedError, UnreachableError, OSError)
 
 
@@ -74,6 +75,8 @@ class RabbitConsumer(Consumer):
         self._skipped: set[int] = set()  # tags of dead messages of other topics, which the session holds
         self._owed: set[int] = set()  # tags of what was held when the server was asked to push again, and asked for less
         self._paused = False
+        self._taken = self._seen = 0  # messages, now and at the last look
+        self._missing = False  # whether there were messages then that did not come
         self._round = 0
         self._wanted, self._changed = asyncio.Event(), asyncio.Event()
         self._judging = asyncio.Semaphore(_AT_ONCE)
@@ -274,7 +277,12 @@ class RabbitConsumer(Consumer):
         """Have a channel, whatever happens."""
         shortest, longest = (pause.total_seconds() for pause in self.broker.settings.reconnect_backoff)
         while True:
-            await self._changed.wait()
+            try:
+                async with asyncio.timeout(_LOOK):
+                    await self._changed.wait()
+            except TimeoutError:
+                await self._look()
+                continue
             self._changed.clear()
             pause, said = shortest, ""
             while self._session is None:
@@ -294,9 +302,29 @@ class RabbitConsumer(Consumer):
                     logger.exception("%s cannot be consumed, by a fault of repid-rabbitmq", self.queue)
                     await asyncio.sleep(longest)
 
+    async def _look(self) -> None:
+        """See whether the server has forgotten this consumer, as it may if a queue was deleted and is there again."""
+        session, seen, self._seen = self._session, self._seen, self._taken
+        if session is None or self._paused or self._owed or seen != self._taken or len(session.held) >= self.prefetch:
+            self._missing = False
+            return
+        questions = [session.channel.call(commands.Queue.Declare(queue=name, passive=True)) for name in self._sources]
+        with suppress(*_FAULTS):  # a queue that is not there closes the channel, which is what is wanted
+            answers = await asyncio.gather(*questions)
+            was_missing, self._missing = self._missing, any(answer.message_count for answer in answers)
+            alone = not self._pulls and not all(answer.consumer_count for answer in answers)
+            if session is self._session and self._seen == self._taken and (alone or (was_missing and self._missing)):
+                logger.warning(
+                    "the server has messages of %s and gives out none: beginning anew", self.queue, extra={"queue": self.queue}
+                )
+                self._missing = False
+                session.flush()
+                session.channel.leave()
+
     # -- deliveries ----------------------------------------------------------------------------------------------------
 
     def _take(self, session: Session, lane: int, tag: int, redelivered: bool, header: bytes, body: bytes) -> None:
+        self._taken += 1
         try:
             properties = frames.read(header)
         except Exception:  # noqa: BLE001 — whatever is wrong with it, it is for core to say so

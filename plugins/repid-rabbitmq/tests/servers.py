@@ -49,6 +49,12 @@ def eventually(true: Callable[[], Any], what: str, patience: float = _PATIENCE) 
         time.sleep(0.05)
 
 
+def listens(port: int) -> bool:
+    """Whether somebody does, here."""
+    socket.create_connection(("127.0.0.1", port), 1).close()
+    return True
+
+
 def greets(host: str, port: int) -> bool:
     """Whether an AMQP server answers there."""
     with socket.create_connection((host, port), 1) as link:
@@ -156,7 +162,7 @@ class Node:
 
             if self._epmd is None and epmd is not None:  # else the node starts one that outlives it
                 self._epmd = spawn(epmd, "-port", str(self._epmd_port), "-address", "127.0.0.1")
-                eventually(lambda: socket.create_connection(("127.0.0.1", self._epmd_port), 1).close() or True, "epmd")
+                eventually(lambda: listens(self._epmd_port), "epmd")
             self.process = spawn(server)
 
     def wait(self) -> None:

@@ -13,6 +13,7 @@ from attrs import fields
 from repid_core.data import Priority
 from repid_rabbitmq import RabbitMessageBrokerSettings
 from repid_rabbitmq.topology import Topology, _bits
+from servers import Node
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
@@ -27,9 +28,9 @@ def test_the_table_is_that_of_the_settings() -> None:
     assert table in README, f"put this into the README:\n{table}"
 
 
-def test_the_program_runs(rabbitmq_url: str) -> None:
+def test_the_program_runs(node: Node) -> None:
     [program] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    program = program.replace("amqp://guest:guest@localhost:5672/", rabbitmq_url)
+    program = program.replace("amqp://guest:guest@localhost:5672/", node.url)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines() == re.findall(r"It prints `(.*?)`", README)
 

@@ -103,7 +103,7 @@ def test_no_repr_shows_a_password() -> None:
 
 
 def test_the_broker_is_made_as_configured() -> None:
-    settings = RabbitMessageBrokerSettings("amqp://h", prefix="p", reconnect_backoff=[SECOND, SECOND], heartbeat=7 * SECOND)  # type: ignore[arg-type]
+    settings = RabbitMessageBrokerSettings("amqp://h", prefix="p", reconnect_backoff=[SECOND, SECOND], heartbeat=7 * SECOND)
     broker = RabbitMessageBroker.from_settings(settings)
     assert asdict(broker.settings) == asdict(settings)
     assert broker.limits.lease == 7 * SECOND
