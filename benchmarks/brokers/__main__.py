@@ -94,8 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--latencies", type=int, default=300, help="jobs whose latency is taken")
     parser.add_argument("--sleepers", type=int, default=2000, help="jobs that sleep for a second")
     parser.add_argument("--only", default=",".join(MEASURES), help="measures, with commas between them; default: %(default)s")
-    parser.add_argument("--server", metavar="PATH", help="what to start; default: redis-server or valkey-server. For RabbitMQ, the rabbitmqctl")
-    parser.add_argument("--url", help="a server that runs: Redis with an empty database, which is flushed again and again; RabbitMQ")
+    parser.add_argument(
+        "--server", metavar="PATH", help="what to start; default: redis-server or valkey-server. For RabbitMQ, the rabbitmqctl"
+    )
+    parser.add_argument(
+        "--url", help="a server that runs: Redis with an empty database, which is flushed again and again; RabbitMQ"
+    )
     parser.add_argument("--out", metavar="FILE", help="where every single figure is added, as a line of JSON")
     parser.add_argument("--render", nargs="+", metavar="FILE", help="measure nothing, but print the table of such files")
     options = parser.parse_args(arguments)

@@ -143,7 +143,7 @@ class Rounds:
     def _sleeper(self, candidate: Candidate) -> Outcome:
         queue = _name()
         filled, error = self._fill(candidate, queue, jobs=self._sleepers, actor="sleeper", seconds=60)
-        if error:
+        if not filled:
             return {}, error
         return self._call("consume", candidate, queue=queue, jobs=int(filled["jobs"]), concurrency=1000, seconds=60)
 

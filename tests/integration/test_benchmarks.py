@@ -174,6 +174,7 @@ def test_the_table_has_medians_spreads_and_ratios_within_rounds() -> None:
     assert "| 0.4 (0.2–0.8) fast | – |" in lines[-1]
 
 
+@pytest.mark.examples
 def test_redis_is_measured() -> None:
     pytest.importorskip("repid_redis", reason="repid-redis is not installed")
     binary = shutil.which("redis-server") or shutil.which("valkey-server")
@@ -199,3 +200,12 @@ def test_redis_is_measured() -> None:
     assert ours["c100"]["server_us"] > 0
     assert 100 < ours["conc"]["bytes"] < 5000
     assert "| enqueue, 100 producers, jobs/s ↑ |" in done.stdout
+
+
+@pytest.mark.examples
+def test_the_benchmark_of_s3() -> None:
+    pytest.importorskip("repid_s3")
+    command = [sys.executable, str(ROOT / "benchmarks" / "s3.py"), "--rounds", "1", "--requests", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("\n| ") == 8

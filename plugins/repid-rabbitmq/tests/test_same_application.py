@@ -92,6 +92,7 @@ def redis_url() -> str:
     return named or "redis://127.0.0.1:6379/0"
 
 
+@pytest.mark.wheel
 @pytest.mark.parametrize("broker", ["memory", "redis", "rabbitmq", "rabbitmq, quorum queues"])
 async def test_the_same_application_on(broker: str, request: pytest.FixtureRequest) -> None:
     settings: dict[str, Any] = {} if broker == "memory" else {"prefix": f"test-{uuid.uuid4().hex[:12]}"}

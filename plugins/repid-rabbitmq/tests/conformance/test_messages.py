@@ -48,7 +48,6 @@ class RabbitMessageBrokerSuite(MessageBrokerConformance):
         self.proxy.accept()
 
 
-@pytest.mark.wheel
 class TestOnClassicQueues(RabbitMessageBrokerSuite):
     queue_type = "classic"
 

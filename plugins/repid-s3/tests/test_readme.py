@@ -1,0 +1,45 @@
+"""What the README says is so."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import fields
+
+from repid_s3 import S3BucketBrokerSettings
+
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+
+
+def test_the_table_is_that_of_the_settings() -> None:
+    text = inspect.getdoc(S3BucketBrokerSettings) or ""
+    block = text.split("Attributes:\n", 1)[1].split("\n\n", 1)[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", block, re.MULTILINE)
+    rows = [f"| `{name}` | {' '.join(said.split())} |" for name, said in entries]
+    assert [name for name, _ in entries] == [field.name for field in fields(S3BucketBrokerSettings)]
+    table = "\n".join(["| setting | what it is |", "|---|---|", *rows])
+    assert table in README, f"put this into the README:\n{table}"
+
+
+@pytest.mark.wheel
+def test_the_program_runs(client: Any, place: str, s3_url: str) -> None:
+    [program] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    program = program.replace("s3://my-bucket/my-app/", place)
+    environment = {
+        **os.environ,
+        "AWS_ACCESS_KEY_ID": "an-access-key",
+        "AWS_SECRET_ACCESS_KEY": "a-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False, env=environment
+    )
+    assert done.stdout.splitlines() == re.findall(r"It prints `(.*?)`", README), done.stderr
+    assert client.list_objects_v2(Bucket=place.split("/")[2])["KeyCount"] == 1

@@ -1,0 +1,206 @@
+"""What goes over the wire: how many requests, and what is in them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Self
+
+import pytest
+
+from repid_core.errors import BucketBrokerError, CorruptBucketError, NewerFormatError, NotConnectedError
+from repid_s3 import S3BucketBroker
+from servers import Stub, bucket, reply, session
+
+HOUR = timedelta(hours=1)
+
+
+class Counted:
+    """A broker, and the requests that it makes."""
+
+    def __init__(self, place: str, **settings: Any) -> None:
+        self.seen: list[str] = []
+        self.broker = S3BucketBroker(place, session=self._session(), **settings)
+
+    def _session(self) -> Any:
+        made = session()
+        made.events.register("before-send.s3", lambda request, **_: self.seen.append(f"{request.method} {request.url}"))
+        return made
+
+    async def __aenter__(self) -> Self:
+        await self.broker.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.broker.disconnect()
+
+
+async def test_each_call_is_one_request(place: str) -> None:
+    async with Counted(place) as first:
+        assert [line.split()[0] for line in first.seen] == ["HEAD", "GET", "PUT", "GET"]  # the rules are put once
+    async with Counted(place) as counted:
+        assert [line.split()[0] for line in counted.seen] == ["HEAD", "GET"]
+        counted.seen.clear()
+        await counted.broker.store_bucket("a", b"1", HOUR)
+        assert await counted.broker.get_bucket("a") == b"1"
+        assert await counted.broker.wait_for("a", HOUR) == b"1"
+        assert await counted.broker.get_bucket("none") is None
+        await counted.broker.delete_bucket("a")
+        assert [line.split()[0] for line in counted.seen] == ["PUT", "GET", "GET", "GET", "DELETE"]
+        counted.seen.clear()
+        await counted.broker.delete_many([f"b{n}" for n in range(1500)])
+        assert [line.split()[0] for line in counted.seen] == ["POST", "POST"]
+
+
+async def test_what_is_stored(place: str, client: Any) -> None:
+    name = place.split("/")[2]
+    async with Counted(place) as counted:
+        broker = counted.broker
+        await broker.store_bucket("a:b", b"data", timedelta(days=1, seconds=1))
+        found = client.get_object(Bucket=name, Key="jobs/a%3Ab")
+        assert found["Body"].read() == b"data"
+        assert found["Metadata"]["repid-format"] == "1"
+        assert abs(int(found["Metadata"]["repid-expires"]) / 1000 - time.time() - 86_401) < 5
+        assert _tags(client, name, "jobs/a%3Ab") == {"repid-ttl": "d2"}
+        await broker.store_bucket("a:b", b"data", None)
+        assert client.get_object(Bucket=name, Key="jobs/a%3Ab")["Metadata"] == {"repid-format": "1"}
+        assert _tags(client, name, "jobs/a%3Ab") == {}
+        await broker.store_bucket("..x", b"data", timedelta(days=365))
+        assert _tags(client, name, "jobs/%2E.x") == {"repid-ttl": "d365"}
+
+
+def _tags(client: Any, name: str, key: str) -> dict[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in client.get_object_tagging(Bucket=name, Key=key)["TagSet"]}
+
+
+async def test_what_is_kept_for_longer_than_there_are_classes(place: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with Counted(place, ttl_days=(1, 2)) as counted:
+        for _ in range(2):
+            await counted.broker.store_bucket("a", b"1", timedelta(days=3))
+        assert await counted.broker.get_bucket("a") == b"1"
+    assert caplog.text.count("add a class to ttl_days") == 1
+
+
+async def test_one_rule_for_a_prefix(place: str, client: Any) -> None:
+    async with Counted(place, retention="prefix", prefix_days=3) as counted:
+        await counted.broker.store_bucket("a", b"1", timedelta(days=3))
+        assert _tags(client, place.split("/")[2], "jobs/a") == {}
+        for ttl in (None, timedelta(days=3, seconds=1)):
+            with pytest.raises(BucketBrokerError, match=r"prefix_days, 3 days.*raise prefix_days"):
+                await counted.broker.store_bucket("a", b"1", ttl)
+
+
+async def test_what_others_have_stored(place: str, client: Any) -> None:
+    name = place.split("/")[2]
+    client.put_object(Bucket=name, Key="jobs/a", Body=b"?")
+    client.put_object(Bucket=name, Key="jobs/b", Body=b"?", Metadata={"repid-format": "2"})
+    async with Counted(place, max_payload=1000) as counted:
+        with pytest.raises(CorruptBucketError, match=f"'jobs/a' in '{name}'.*not written by repid-s3"):
+            await counted.broker.get_bucket("a")
+        with pytest.raises(NewerFormatError, match="format 2"):
+            await counted.broker.get_bucket("b")
+        client.put_object(Bucket=name, Key="jobs/c", Body=b"x" * 1001, Metadata={"repid-format": "1"})
+        with pytest.raises(BucketBrokerError, match="1,001 bytes: raise max_payload"):
+            await counted.broker.get_bucket("c")
+
+
+async def test_small_bodies_are_not_asked_for(stub: Stub, broker_on: Callable[..., S3BucketBroker]) -> None:
+    stub.answers, stub.asks = [reply(200)], False
+    broker = broker_on()
+    await broker.connect()
+    start = time.monotonic()
+    await broker.store_bucket("a", b"x" * 1000, None)
+    assert time.monotonic() - start < 0.9  # boto3 waits a second for an answer
+    assert "expect" not in stub.requests[-1].headers
+    stub.asks = True
+    await broker.store_bucket("a", b"x" * (2 << 20), None)
+    assert stub.requests[-1].headers["expect"] == "100-continue"
+    await broker.disconnect()
+
+
+async def test_settings_are_sent(stub: Stub, broker_on: Callable[..., S3BucketBroker]) -> None:
+    stub.answers = [reply(200)]
+    broker = broker_on(sse="aws:kms", sse_kms_key_id="a-key", expected_bucket_owner="123456789012")
+    await broker.connect()
+    await broker.store_bucket("a", b"1", HOUR)
+    headers = stub.requests[-1].headers
+    assert headers["x-amz-server-side-encryption"] == "aws:kms"
+    assert headers["x-amz-server-side-encryption-aws-kms-key-id"] == "a-key"
+    assert headers["x-amz-expected-bucket-owner"] == "123456789012"
+    assert headers["x-amz-tagging"] == "repid-ttl=d1"
+    assert not {name for name in headers if "checksum" in name or "acl" in name}
+    await broker.disconnect()
+
+
+def ours() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("repid s3")]
+
+
+async def test_nothing_is_left_after_disconnect_under_load(stub: Stub, broker_on: Callable[..., S3BucketBroker]) -> None:
+    """What is cancelled ends in its thread, what was stored is acknowledged, and no thread is left."""
+    go = threading.Event()
+
+    def slow(_request: Any, _link: Any) -> bytes:
+        go.wait(10)
+        return reply(200)
+
+    stub.answers = [reply(200), slow]
+    broker = broker_on(concurrency=8)
+    await broker.connect()
+    stores = [asyncio.create_task(broker.store_bucket(f"b{n}", b"1", None)) for n in range(30)]
+    while len(stub.requests) < 9:
+        await asyncio.sleep(0.01)
+    for store in stores[::2]:
+        store.cancel()
+    closing = asyncio.create_task(broker.disconnect())
+    await asyncio.sleep(0.05)
+    assert not closing.done()
+    with pytest.raises(NotConnectedError):
+        await broker.get_bucket("a")
+    go.set()
+    await closing
+    outcomes = await asyncio.gather(*stores, return_exceptions=True)
+    assert list(outcomes[1::2]) == [None] * 15
+    stored = {request.line.split()[1].rpartition("/")[2] for request in stub.requests}
+    assert {f"b{n}" for n in range(1, 30, 2)} <= stored
+    assert not ours()
+
+
+async def test_the_loop_is_not_blocked(place: str) -> None:
+    async with Counted(place) as counted:
+        worst, running = 0.0, True
+
+        async def watch() -> None:
+            nonlocal worst
+            while running:
+                start = time.perf_counter()
+                await asyncio.sleep(0.001)
+                worst = max(worst, time.perf_counter() - start)
+
+        watching = asyncio.create_task(watch())
+        await asyncio.gather(*(counted.broker.store_bucket(f"b{n}", b"x" * 1024, HOUR) for n in range(256)))
+        await counted.broker.get_many([f"b{n}" for n in range(256)])
+        running = False
+        await watching
+    assert worst < 1  # other threads of Python take their turns, so this is no measurement
+
+
+async def test_a_body_that_breaks_off_is_asked_for_again(stub: Stub, broker_on: Callable[..., S3BucketBroker]) -> None:
+    whole = bucket("0123456789")
+    stub.answers = [reply(200), lambda _, link: link.sendall(whole[:-4]), whole]
+    broker = broker_on()
+    await broker.connect()
+    assert await broker.get_bucket("a") == b"0123456789"
+    assert len(stub.requests) == 3
+    await broker.disconnect()
+
+
+def test_boto3_waits_until_it_is_wanted() -> None:
+    code = "import sys, repid_s3.bucket_broker; print(*sorted({'boto3', 'botocore', 'click'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
