@@ -241,11 +241,9 @@ async def test_waiting_costs_the_server_next_to_nothing(serve: Serve) -> None:
             await asyncio.sleep(1)
             assert client.info("stats")["total_commands_processed"] - before <= 5
         async with connected(server.url) as other:
-            start = time.monotonic()
             await other.store_many([(id_, id_.encode(), 60 * SECOND) for id_ in ids])
             async with asyncio.timeout(SOON):
                 assert await asyncio.gather(*tasks) == [id_.encode() for id_ in ids]
-            assert time.monotonic() - start < SOON
         assert not broker._watch._waits
 
 
