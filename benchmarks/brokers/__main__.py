@@ -40,7 +40,7 @@ ADAPTERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "dramatiq": ("dramatiq:Dramatiq", "dramatiq"),
     },
 }
-SERVERS = {"redis": Redis, "rabbitmq": RabbitMQ}
+SERVERS: Mapping[str, type[Redis | RabbitMQ]] = {"redis": Redis, "rabbitmq": RabbitMQ}
 ALWAYS = {
     broker: [name for name in known if name.startswith((OURS, RAW)) and name != "raw-aio-pika-quorum"]
     for broker, known in ADAPTERS.items()

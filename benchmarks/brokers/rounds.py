@@ -58,7 +58,9 @@ class Row:
 class Server(Protocol):
     """What is needed of the server."""
 
-    url: str
+    @property
+    def url(self) -> str:
+        """Where it is."""
 
     def clean(self) -> None:
         """Remove all that a measurement left behind."""
