@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -57,8 +58,9 @@ class _Raw(peer.Peer):
                 i, value = json.loads(pair)
                 self._waiting.pop(i).set_result(value)
 
+    @abstractmethod
     async def send(self, bodies: list[str]) -> None:
-        raise NotImplementedError
+        """Send all of them together."""
 
 
 class RawList(_Raw):

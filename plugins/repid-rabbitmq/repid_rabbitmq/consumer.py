@@ -315,7 +315,7 @@ class RabbitConsumer(Consumer):
             alone = not self._pulls and not all(answer.consumer_count for answer in answers)
             if session is self._session and self._seen == self._taken and (alone or (was_missing and self._missing)):
                 logger.warning(
-                    "the server has messages of %s and gives out none: beginning anew", self.queue, extra={"queue": self.queue}
+                    "the server has messages of %s and gives out none: consuming anew", self.queue, extra={"queue": self.queue}
                 )
                 self._missing = False
                 session.flush()

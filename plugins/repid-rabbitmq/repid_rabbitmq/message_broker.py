@@ -218,8 +218,7 @@ class RabbitMessageBroker(MessageBroker):
             PayloadTooLargeError: Its payload is over the limit.
             EnqueueError: Its headers are.
         """
-        if envelope.parameters.timeout > self._patience:
-            self.warn_of_timeout(envelope)
+        self.warn_of_timeout(envelope)
         if len(envelope.payload) > self.settings.max_payload:
             raise PayloadTooLargeError(len(envelope.payload), self.settings.max_payload)
         message_id = self.message_id()

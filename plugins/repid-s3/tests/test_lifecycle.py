@@ -223,6 +223,21 @@ async def test_many_at_once(client: Any, place: str) -> None:
     assert len(found) == 1 + 4 * 4
 
 
+async def test_what_another_has_written_over_is_written_again(client: Any, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, rivals = lifecycle.write, [THEIRS]
+
+    def lost(*arguments: Any) -> None:
+        write(*arguments)
+        if rivals:  # somebody who had read the rules before puts his own in their place
+            put(client, place, rivals.pop())
+
+    monkeypatch.setattr(lifecycle, "write", lost)
+    await connected(place)
+    found = rules_of(client, place)
+    assert len(found) == 1 + 12
+    assert found["theirs"] == THEIRS
+
+
 @pytest.mark.parametrize("denied", ["GET", "PUT"])
 async def test_denied(
     denied: str, stub: Stub, broker_on: Callable[..., S3BucketBroker], caplog: pytest.LogCaptureFixture

@@ -158,7 +158,7 @@ async def test_nothing_is_left_after_disconnect_under_load(stub: Stub, broker_on
     for store in stores[::2]:
         store.cancel()
     closing = asyncio.create_task(broker.disconnect())
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)  # nothing is to happen
     assert not closing.done()
     with pytest.raises(NotConnectedError):
         await broker.get_bucket("a")

@@ -99,7 +99,7 @@ async def test_a_node_that_is_killed_under_load_loses_nothing_that_was_confirmed
             away.append(time.monotonic() - back)
         await asyncio.gather(*producers)
         await until(lambda: set(confirmed) <= seen.keys(), 60)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5)  # what runs again, is to be counted
     again = sum(runs - 1 for runs in seen.values())
     with capsys.disabled():
         print(  # noqa: T201 — what the test is for
@@ -126,7 +126,7 @@ async def cut(_node: Node, proxy: FaultProxy) -> None:
 async def pull_the_cable(_node: Node, proxy: FaultProxy) -> None:
     """Nothing passes, and nobody says so, until the heartbeats are missed."""
     proxy.stall()
-    await asyncio.sleep(5)
+    await asyncio.sleep(5)  # for longer than the heartbeats
     proxy.accept()
     proxy.cut()
 
@@ -164,7 +164,7 @@ async def test_producers_and_workers_go_on_after(node: Node, prefix: str, queue_
                         confirmed.append(number)
                     except EnqueueError:  # it was in the queue that was deleted, or on its way there
                         assert fault is delete_the_queue
-                    await asyncio.sleep(0.002)
+                    await asyncio.sleep(0.002)  # so that it goes on for as long as the faults
 
             producers = [asyncio.create_task(produce(range(start, 10**6, 10))) for start in range(10)]
             await until(lambda: len(seen) > 50)
@@ -197,7 +197,7 @@ async def test_a_server_short_of_memory_makes_enqueue_wait_and_say_why(node: Nod
                 await waiting
             assert refused.value.maybe_enqueued
             patient = asyncio.create_task(Job("work", "q", args={"i": 21}, connection=connection).enqueue())
-            await asyncio.sleep(1)
+            await asyncio.sleep(1)  # nothing is to happen
             assert not patient.done()
         finally:
             await asyncio.to_thread(node.calm)
@@ -271,7 +271,7 @@ async def test_delays_of_all_lengths_keep_their_time(rabbitmq_url: str, prefix: 
         await until(lambda: connection.message_broker.consumers)  # type: ignore[attr-defined]
         for _ in range(1000):
             await enqueue(generator.uniform(0.05, 15))
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # so that lateness is of the delays, and not of a queue of them
         async with asyncio.timeout(60):
             await running
         stats = await connection.message_broker.queue_stats("q")

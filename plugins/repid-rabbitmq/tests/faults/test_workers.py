@@ -184,14 +184,14 @@ async def test_what_runs_through_a_cut_is_not_started_again(rabbitmq_url: str, p
         await until(lambda: len(slow.begun) == 20)
         for _ in range(3):
             if ends == "after it is back":
+                session = _consumer(connection)._session
                 proxy.cut()
-                await until(lambda: _consumer(connection).healthy)
-                await asyncio.sleep(0.3)  # for the deliveries
+                await until(lambda session=session: _adopted(connection, session))  # type: ignore[misc]
             else:
                 proxy.refuse()
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.2)  # it stays away, whatever is tried
                 slow.go.set()
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.2)  # so that the settlements begin meanwhile
                 proxy.accept()
         slow.go.set()
         async with asyncio.timeout(20):
@@ -205,6 +205,12 @@ async def test_what_runs_through_a_cut_is_not_started_again(rabbitmq_url: str, p
 def _consumer(connection: Connection) -> Any:
     [consumer] = connection.message_broker.consumers  # type: ignore[attr-defined]
     return consumer
+
+
+def _adopted(connection: Connection, old: Any) -> bool:
+    """Whether there is another session, which holds all that the old one held and that still runs."""
+    consumer = _consumer(connection)
+    return consumer.healthy and consumer._session is not old and not consumer._adrift
 
 
 async def test_what_another_worker_has_got_meanwhile_is_lost(rabbitmq_url: str, prefix: str) -> None:
@@ -245,8 +251,7 @@ async def test_a_job_that_outlasts_the_servers_patience_goes_on(serve: Callable[
         await until(lambda: len(slow.begun) == 3)
         session = _consumer(connection)._session
         await until(lambda: not session.is_open, 75)
-        await until(lambda: _consumer(connection).healthy)
-        await asyncio.sleep(0.3)
+        await until(lambda: _adopted(connection, session))
         slow.go.set()
         async with asyncio.timeout(10):
             summary = await running

@@ -25,10 +25,6 @@ class RedisBucketBrokerSuite(BucketBrokerConformance):
     settings: ClassVar[dict[str, Any]] = {}
 
     @pytest.fixture
-    def url(self) -> str:
-        raise NotImplementedError
-
-    @pytest.fixture
     async def make_broker(self, url: str) -> AsyncIterator[Callable[[], BucketBroker]]:
         parts = urlsplit(url)
         self.url_of_server, self.prefix = url, f"test-{uuid.uuid4().hex[:12]}"

@@ -19,10 +19,6 @@ class RedisMessageBrokerSuite(MessageBrokerConformance):
     secrets = ("a-secret",)
 
     @pytest.fixture
-    def url(self) -> str:
-        raise NotImplementedError
-
-    @pytest.fixture
     async def make_broker(self, url: str) -> AsyncIterator[Callable[[], MessageBroker]]:
         parts = urlsplit(url)
         prefix = f"test-{uuid.uuid4().hex[:12]}"
