@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ from opentelemetry.semconv._incubating.attributes import messaging_attributes as
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from opentelemetry.trace import SpanKind, StatusCode
 
-from repid_core import Connection, EnqueueManyError, Job, MessageDependency, Router
+from repid_core import Connection, Enqueued, EnqueueManyError, Job, MessageDependency, Router
 from repid_core.errors import BrokerConnectionError, DuplicateJobError
 from telemetry import Telemetry, Watch, Work, attributes, ids, links, parent
 
@@ -162,6 +163,40 @@ class TestOneJob:
         await Job("first").enqueue()
         await work(2)
         assert parent(telemetry.one("enqueue other")) == ids(telemetry.one("process default"))
+
+    async def test_what_the_broker_does_is_part_of_the_span(
+        self, connection: Connection, telemetry: Telemetry, watch: Watch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A client library that is instrumented itself has its spans inside."""
+        watch()
+        seen: list[int] = []
+
+        async def enqueue(*_: object) -> Enqueued:
+            seen.append(trace.get_current_span().get_span_context().span_id)
+            return Enqueued.NEW
+
+        monkeypatch.setattr(connection.message_broker, "enqueue", enqueue)
+        await Job("act").enqueue()
+        assert seen == [ids(telemetry.one("enqueue default"))[1]]
+
+    async def test_the_span_ends_with_the_actor(
+        self, connection: Connection, telemetry: Telemetry, watch: Watch, router: Router, work: Work
+    ) -> None:
+        """Not after its result is stored, however long that takes."""
+        watch()
+        stored: list[int] = []
+
+        async def before_store_bucket() -> None:
+            stored.append(time.time_ns())
+
+        @router.actor
+        async def act() -> int:
+            return 1
+
+        await Job("act").enqueue()
+        connection.middleware.add(before_store_bucket)
+        await work()
+        assert (telemetry.one("process default").end_time or 0) <= stored[0]
 
 
 class TestMany:
@@ -394,15 +429,15 @@ async def test_added_to_a_worker_that_runs(
     """Its first job was begun without it, and has a span all the same."""
 
     class Late:
-        def before_process(self) -> None:
+        def before_get_bucket(self) -> None:
             watch()
 
     connection.middleware.add(Late())
 
     @router.actor
-    async def act() -> None: ...
+    async def act(number: int) -> None: ...
 
-    await Job("act").enqueue()
+    await Job("act", args=[1]).enqueue()
     await work()
     assert len(telemetry.named("process default")) == 1
 
