@@ -39,7 +39,7 @@ _UNITS: Final = {
 _BYTES: Final[dict[str, int]] = {"b": 1, "byte": 1, "bytes": 1} | {
     f"{letter}{ending}": base**power for power, letter in enumerate("kmgtp", 1) for ending, base in (("b", 1000), ("ib", 1024))
 }
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zµμ]+)\s*")
+_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zµμ]+)\s*")
 _ISO: Final = re.compile(r"P(?=.)(?:(\d+)W)?(?:(\d+)D)?(?:T(?=.)(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?", re.ASCII)
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 _SECRETS: Final = frozenset({"password", "passwd", "passphrase", "secret", "token", "key", "credential", "credentials"})
@@ -331,7 +331,7 @@ def _structured(value: Any, hint: Any) -> Any:
         if not isinstance(value, Loose):
             raise _Wrong(hint, value)  # else each letter would be an item
         value = [Loose(item.strip()) for item in value.split(",") if item.strip()]
-    if isinstance(hint, type) and not isinstance(value, str | int | float | None) and isinstance(value, hint):
+    if isinstance(hint, type) and hint is not Any and not isinstance(value, str | int | float) and isinstance(value, hint):
         return value  # given as a Python object
     return _converter().structure(value, hint)
 
@@ -363,6 +363,7 @@ def _converter() -> Any:
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
     for cls, hook in _HOOKS.items():
         converter.register_structure_hook(cls, hook)
+    converter.register_structure_hook_func(lambda hint: hint is Any or hint is object, _as_is)
     converter.register_structure_hook_func(_is_size, _size)
     converter.register_structure_hook_func(_is_literal, _choice)
     converter.register_structure_hook_func(lambda hint: isinstance(hint, type) and issubclass(hint, Enum), _enum)
@@ -470,8 +471,6 @@ _HOOKS: Final[dict[Any, Callable[[Any, Any], Any]]] = {
     float: _number_of(float, (int, float)),
     timedelta: _duration,
     Path: _path,
-    Any: _as_is,
-    object: _as_is,
 }
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = 100

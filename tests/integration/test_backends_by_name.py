@@ -1,4 +1,4 @@
-"""The same application over every combination of the brokers that are installed, and the mixed example: by configuration alone."""
+"""The same application over every combination of installed brokers, and the mixed example: by configuration alone."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def s3(_folder: Path) -> Iterator[dict[str, Any]]:
         yield {"url": f"s3://{name}/jobs/", "endpoint_url": url, "region_name": "us-east-1"}
 
 
-#: What the tests need to know of a plugin that has brokers: a context in which there is a server, which gives the settings for it.
+#: What the tests need to know of a plugin that has brokers: a context with a server in it, which gives the settings for it.
 SERVERS: dict[str, Callable[[Path], contextlib.AbstractContextManager[dict[str, Any]]]] = {
     "memory": memory,
     "redis": redis,
