@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import parse_qsl
 
-from attrs import field, frozen
+from attrs import field, frozen, has
 
 from repid_core.data import Size
 from repid_core.errors import ConfigError, RepidError, SettingsError
@@ -193,7 +194,7 @@ def _found(environ: Mapping[str, str]) -> tuple[Path | None, str, Mapping[str, A
     for folder in _upwards(Path.cwd()):
         looked.append(str(folder))
         for name in _NAMES:
-            if (file := folder / name).is_file() and (name != _NAMES[1] or _tool(_parsed(file)) is not None):
+            if _there(file := folder / name) and (name != _NAMES[1] or _tool(_parsed(file)) is not None):
                 return file, str(file), _read(file)
     if any(map(_is_setting, environ)):
         return None, "the environment", {}
@@ -205,10 +206,20 @@ def _found(environ: Mapping[str, str]) -> tuple[Path | None, str, Mapping[str, A
 
 def _upwards(folder: Path) -> Iterator[Path]:
     """From a folder to the root of its project, or to the home directory, or else to the root of the file system."""
+    home = None
+    with suppress(RuntimeError):  # a user without one
+        home = Path.home()
     for place in (folder, *folder.parents):
         yield place
-        if (place / ".git").exists() or place == Path.home():
+        if place == home or _there(place / ".git"):
             return
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # in a folder that is not for us
+        return False
 
 
 def _read(file: Path, words: str = "") -> Mapping[str, Any]:
@@ -400,11 +411,15 @@ class _Reader:
             return None
         origin = next((item.origin for item in given.values()), self.source)
         own = {key: item for key, item in given.items() if key != "backend"}
-        known = keys_of(cls)
-        if "url" in own and "url" not in known:  # it has told its backend, and there is no more in it
+        if "url" in own and (
+            cls is None or (has(cls) and "url" not in keys_of(cls))
+        ):  # it has told its backend, and there is no more in it
             url = own.pop("url")
             if not str(url.value).endswith("://"):
                 self.report(f"{path}.url", url.origin, f"{what} takes nothing after the :// of {shown(url.value)}: leave it out")
+        if cls is not None and not has(cls):
+            self.report(path, origin, f"{what} cannot be used: its settings, {cls.__name__}, are no attrs class")
+            return None
         if cls is None:
             for key, item in own.items():
                 self.report(f"{path}.{key}", item.origin, f"unknown key: {what} has no settings")

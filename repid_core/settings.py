@@ -133,8 +133,8 @@ def masked(url: str) -> str:
         return url
     who, at, place = rest.rpartition("@")  # the last one: a password may have one, unquoted
     name, colon, _ = who.partition(":")
-    place = re.sub(r"([?&;])([^=&;]+)=[^&;#]*", lambda part: f"{part[1]}{part[2]}=***" if is_secret(part[2]) else part[0], place)
-    return f"{scheme}://{name}{colon}{'***' if colon else ''}{at}{place}"
+    whole = f"{scheme}://{who if not at or not colon else f'{name}:***'}{at}{place}"
+    return re.sub(r"([?&;])([^=&;]+)=[^&;#]*", lambda part: f"{part[1]}{part[2]}=***" if is_secret(part[2]) else part[0], whole)
 
 
 def describe(hint: Any) -> str:  # noqa: PLR0911 — the rows of a table
@@ -212,12 +212,17 @@ class _Structuring(typing.Generic[T]):
         self.cls, self.path, self.what, self.origin = cls, path, what, origin
         self.given = {key: item if isinstance(item, Given) else Given(item, origin) for key, item in given.items()}
         self.attributes = {attribute.alias: attribute for attribute in attrs.fields(cls) if attribute.init}  # type: ignore[arg-type]
-        self.hints = get_type_hints(cls, include_extras=True)
+        self.hints: dict[str, Any] = {}
         self.values: dict[str, Any] = {}
         self.problems: list[str] = []
 
     def run(self) -> T | None:
         """The settings; None if there are problems, or values that could not be read."""
+        try:
+            self.hints = get_type_hints(self.cls, include_extras=True)
+        except NameError as error:
+            self._report(None, f"{self.cls.__name__} cannot be read: {error}: import the types of its fields at run time, too")
+            return None
         for key, item in self.given.items():
             if key in self.attributes:
                 if item.value is not UNREADABLE:

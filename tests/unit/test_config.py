@@ -496,6 +496,15 @@ def test_plugins_that_cannot_be_used_are_named_with_the_path(install: Install) -
     assert load({"message_broker": "memory", "args_bucket_broker": "memory"}, {}), "who does not need them does not notice"
 
 
+def test_settings_that_are_no_attrs_class(install: Install) -> None:
+    hook = "@hookimpl\ndef repid_register_bucket_brokers():\n    return [Backend('odd', object, settings=dict)]\n"
+    install("repid-odd", {"odd": "plugin_odd"}, plugin_odd=hook)
+    forget_plugins()
+    assert problem({"message_broker": "memory", "args_bucket_broker": "odd"}) == (
+        "args_bucket_broker (the mapping): bucket broker 'odd' cannot be used: its settings, dict, are no attrs class"
+    )
+
+
 def test_every_error_at_once(tmp_path: Path) -> None:
     file = tmp_path / "repid.toml"
     file.write_text(

@@ -315,6 +315,8 @@ def test_what_could_not_be_read_is_no_second_error() -> None:
         ("redis://me:hun@ter2@localhost/0", "redis://me:***@localhost/0"),
         ("redis://me@localhost", "redis://me@localhost"),
         ("kv://host/?access_key=abc&lease=3&password=x", "kv://host/?access_key=***&lease=3&password=***"),
+        ("kv://host?password=a@b&x=1", "kv://host?password=***&x=1"),
+        ("kv://host:80/path", "kv://host:80/path"),
         ("no url", "no url"),
     ],
 )
@@ -335,3 +337,15 @@ def test_values_for_people_have_no_secrets() -> None:
 def test_a_size_is_an_int_to_python_and_to_type_checkers() -> None:
     assert attrs.asdict(Settings(room=5))["room"] == 5
     assert describe(Size) == SIZE
+
+
+def test_a_class_whose_types_are_not_there_at_run_time() -> None:
+    @frozen
+    class Hidden:
+        place: Nowhere = None  # type: ignore[name-defined] # noqa: F821
+
+    with pytest.raises(SettingsError) as caught:
+        structure(Hidden, {"place": 1}, path="broker")
+    assert caught.value.problems == (
+        "broker: Hidden cannot be read: name 'Nowhere' is not defined: import the types of its fields at run time, too",
+    )
