@@ -76,6 +76,12 @@ def structure(cls: type[T], given: Mapping[str, Given | Any], *, path: str = "",
     return settings
 
 
+def _unreadable(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_unreadable, value.values()))
+    return any(map(_unreadable, value)) if isinstance(value, list | tuple) else value is UNREADABLE
+
+
 class _Structuring(typing.Generic[T]):
     """One call of `structure`."""
 
@@ -96,7 +102,7 @@ class _Structuring(typing.Generic[T]):
             return None
         for key, item in self.given.items():
             if key in self.attributes:
-                if item.value is not UNREADABLE:
+                if not _unreadable(item.value):
                     self._structure(key, item.value)
             else:
                 self._report(key, f"unknown key, {unknown(key, self.attributes)}")
@@ -104,7 +110,7 @@ class _Structuring(typing.Generic[T]):
             if attribute.default is attrs.NOTHING and key not in self.given:
                 self._report(key, f"missing: {self.what or self.cls.__name__} wants {describe(self._hint(key))}")
         self._validate()
-        if self.problems or any(item.value is UNREADABLE for item in self.given.values()):
+        if self.problems or any(_unreadable(item.value) for item in self.given.values()):
             return None
         try:
             return self.cls(**self.values)
