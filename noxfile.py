@@ -14,7 +14,7 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.stop_on_first_error = False
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-EXTRAS = "cron,testing"
+EXTRAS = "cli,cron,testing"
 CODE = ("repid_core", "tests/conformance", "tests/typing", "examples", "benchmarks", "noxfile.py")
 PLUGINS = sorted(path.parent for path in Path("plugins").glob("*/pyproject.toml"))
 THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
