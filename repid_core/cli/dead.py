@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import click
 
+from repid_core.abc import MessageBroker
 from repid_core.cli import redrive
 from repid_core.cli.group import DONE, INTERRUPTED, NOTHING, PROBLEM, Command, Failure, LazyGroup
 from repid_core.cli.options import (
@@ -20,6 +21,7 @@ from repid_core.cli.options import (
     connection_options,
     emit,
     json_option,
+    on_broker,
     on_connection,
     queue_names,
     queues_option,
@@ -98,9 +100,9 @@ def list_(
     """List dead jobs, oldest first. With --json, one object on each line, as they are found."""
     wanted = _wanted(topics, older_than)
 
-    async def work(connection: Connection) -> None:
+    async def work(connection: Connection, _: MessageBroker) -> None:
         rows: list[dict[str, Any]] = []
-        for queue in await queue_names(connection, queues):
+        for queue in await queue_names(connection.message_broker, queues):
             number = 0
             async for envelope, death in _seen(connection, queue, wanted):
                 row = _row(queue, envelope, death)
@@ -114,7 +116,7 @@ def list_(
             table(["queue", "id", "actor", "reason", "died", "attempts", "error"], [list(row.values()) for row in rows])
             click.echo(f"{plural(len(rows), 'dead job')}.", err=True)
 
-    on_connection(connect, work)
+    on_broker(connect, lambda connection: connection.message_broker, work)
 
 
 @click.command(
@@ -142,7 +144,7 @@ def show(id_: str, connect: Connect, queues: tuple[str, ...], arguments: bool, a
     """Show a dead job: how it died, with the traceback, and how it was to be run. Exit status 3 if there is none of this id."""
 
     async def work(connection: Connection) -> dict[str, Any]:
-        for queue in await queue_names(connection, queues):
+        for queue in await queue_names(connection.message_broker, queues):
             async for envelope, death in _seen(connection, queue, Wanted()):
                 if envelope is not None and envelope.key.id_ == id_:
                     found = _details(queue, envelope, death)
@@ -225,7 +227,7 @@ def _for_each(
     async def work(connection: Connection) -> int:
         status = DONE
         with _interruptible() as stop:
-            for queue in await queue_names(connection, queues):
+            for queue in await queue_names(connection.message_broker, queues):
                 matching = await redrive.count(connection, queue, wanted)
                 if dry_run:
                     _told_dry(queue, matching, verb, as_json=as_json)

@@ -22,6 +22,7 @@ from repid_core.cli import describe, targets
 from repid_core.cli.group import DONE, PROBLEM, Command, Failure
 from repid_core.cli.options import DURATION, app_option, config_option, emit, json_option, run
 from repid_core.cli.tables import plural, table
+from repid_core.config import load
 from repid_core.connection import Connection
 from repid_core.data import Envelope, Parameters, RoutingKey
 from repid_core.errors import RepidError
@@ -58,9 +59,12 @@ def plugins(as_json: bool) -> None:
     if as_json:
         emit(found)
     else:
+        said = None
         for plugin in found:
-            click.secho(f"{plugin['distribution']} {plugin['version']}", bold=True)
-            table(["", "", "", ""], [["", offer["kind"], offer["name"], offer["summary"]] for offer in plugin["offers"]])
+            if (who := f"{plugin['distribution']} {plugin['version']}") != said:
+                click.secho(who, bold=True)
+            said = who
+            table(["", "", "", ""], [[" ", offer["kind"], offer["name"], offer["summary"]] for offer in plugin["offers"]])
             if plugin["commands"]:
                 click.echo(f"  command  {', '.join(plugin['commands'])}")
             if plugin["problem"]:
@@ -151,9 +155,9 @@ def _print(finding: Finding) -> None:
     mark = click.style("ok     ", fg="green") if finding.ok else click.style("PROBLEM", fg="red")
     time_ = "" if finding.ms is None else f"{finding.ms:,.1f} ms"
     first, *rest = finding.detail.splitlines() or [""]
-    click.echo(f"{mark}  {finding.what:<28}  {time_:>12}  {first}".rstrip())
+    click.echo(f"{mark}  {finding.what:<33}  {time_:>12}  {first}".rstrip())
     for line in rest:
-        click.echo(f"{'':53}{line}")
+        click.echo(f"{'':58}{line}")
 
 
 async def _all(app: str | None, config: Path | None, limit: float, tell: Callable[[Finding], None]) -> list[Finding]:
@@ -171,11 +175,11 @@ async def _findings(app: str | None, config: Path | None, limit: float) -> Async
         if info.distribution != "repid-core" or info.problem:
             yield Finding(f"plugin {info.distribution}", ok=not _is_broken(info.problem), detail=_words(info))
     try:
-        connection = targets.connection(app, config)
+        connection, source = _connection(app, config)
     except (RepidError, Failure) as error:
         yield Finding("configuration", ok=False, detail=str(error))
         return
-    yield Finding("configuration", ok=True, detail=f"--app {app}" if app else str(config or "found"))
+    yield Finding("configuration", ok=True, detail=source)
     names: dict[int, list[str]] = {}
     brokers = describe.parts(connection)
     for role, broker in brokers.items():
@@ -184,6 +188,14 @@ async def _findings(app: str | None, config: Path | None, limit: float) -> Async
         broker = brokers[roles[0]]
         async for finding in _broker(" and ".join(roles), broker, connection, limit):
             yield finding
+
+
+def _connection(app: str | None, config: Path | None) -> tuple[Connection, str]:
+    """The connection, and where it was found."""
+    if app is not None:
+        return targets.connection(app, config), f"--app {app}"
+    configuration = load(config)
+    return Connection(**configuration.parts()), configuration.source
 
 
 def _words(info: PluginInfo) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 import click
 
+from repid_core.abc import BucketBroker
 from repid_core.cli.group import DONE, NOTHING, PROBLEM, USAGE, Command, Failure
-from repid_core.cli.options import DURATION, QUEUE, Connect, connection_options, emit, json_option, on_connection
+from repid_core.cli.options import DURATION, QUEUE, Connect, connection_options, emit, json_option, on_broker, on_connection
 from repid_core.connection import Connection
 from repid_core.data import Priority, Receipt, ResultBucket, check_id
 from repid_core.errors import ResultTimeoutError
@@ -144,7 +145,7 @@ def result(id_: str, connect: Connect, wait: bool, wait_timeout: timedelta | Non
     except ValueError as error:
         raise Failure(str(error), USAGE) from error
 
-    async def work(connection: Connection) -> ResultBucket | None:
+    async def work(connection: Connection, _: BucketBroker) -> ResultBucket | None:
         if not (wait or wait_timeout is not None):
             return await connection.payloads.get_result(id_)
         try:
@@ -152,7 +153,7 @@ def result(id_: str, connect: Connect, wait: bool, wait_timeout: timedelta | Non
         except ResultTimeoutError:
             return None
 
-    bucket = on_connection(connect, work)
+    bucket = on_broker(connect, lambda connection: connection.payloads.results(), work)
     if as_json:
         emit(_shape(id_, bucket))
     elif bucket is None:

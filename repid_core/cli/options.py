@@ -12,14 +12,16 @@ from typing import Any, TypeVar
 
 import click
 
+from repid_core.abc import Broker, MessageBroker
 from repid_core.app import Repid
 from repid_core.cli import targets
 from repid_core.cli.group import USAGE, Failure
-from repid_core.connection import Connection
+from repid_core.connection import Connection, finish
 from repid_core.data import check_name
 from repid_core.settings import duration
 
 T = TypeVar("T")
+B = TypeVar("B", bound=Broker)
 
 
 class Duration(click.ParamType[timedelta]):
@@ -90,6 +92,22 @@ def on_connection(connect: Connect, work: Callable[[Connection], Awaitable[T]]) 
     return run(main)
 
 
+def on_broker(connect: Connect, pick: Callable[[Connection], B], work: Callable[[Connection, B], Awaitable[T]]) -> T:
+    """Connect one of a connection's brokers alone, so that the others may be away, and do the work on it."""
+
+    async def main() -> T:
+        connection = connect()
+        broker = pick(connection)
+        broker.clock = connection.clock
+        await broker.connect()
+        try:
+            return await work(connection, broker)
+        finally:
+            await finish(broker.disconnect())
+
+    return run(main)
+
+
 def run(main: Callable[[], Coroutine[Any, Any, T]], loop: str = "asyncio") -> T:
     """Run on a new event loop, uvloop's if it is to be.
 
@@ -114,7 +132,7 @@ def loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def queue_names(connection: Connection, given: Sequence[str]) -> list[str]:
+async def queue_names(broker: MessageBroker, given: Sequence[str]) -> list[str]:
     """The queues that are meant: those given, else all that the broker knows of.
 
     Raises:
@@ -122,10 +140,9 @@ async def queue_names(connection: Connection, given: Sequence[str]) -> list[str]
     """
     if given:
         return list(dict.fromkeys(given))
-    known = await connection.message_broker.queue_names()
+    known = await broker.queue_names()
     if known is None:
-        broker = type(connection.message_broker).__name__
-        raise Failure(f"{broker} cannot list its queues: name them, with --queue", USAGE)
+        raise Failure(f"{type(broker).__name__} cannot list its queues: name them, with --queue", USAGE)
     return sorted(known)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 from attrs import asdict
 
+from repid_core.abc import MessageBroker
 from repid_core.cli import targets
 from repid_core.cli.group import USAGE, Command, Failure
 from repid_core.cli.options import (
@@ -20,7 +21,7 @@ from repid_core.cli.options import (
     connection_options,
     emit,
     json_option,
-    on_connection,
+    on_broker,
     queue_names,
     queues_option,
 )
@@ -51,14 +52,15 @@ def queues(routers: tuple[str, ...], connect: Connect, as_json: bool) -> None:
         for queue, topics in router.queues.items():
             actors.setdefault(queue, set()).update(topics)
 
-    async def work(connection: Connection) -> set[str] | None:
-        known = await connection.message_broker.queue_names()
+    async def work(_: Connection, broker: MessageBroker) -> set[str] | None:
+        known = await broker.queue_names()
         if known is None and not actors:
-            broker = type(connection.message_broker).__name__
-            raise Failure(f"{broker} cannot list its queues: name routers, for example repid queues app.tasks:router", USAGE)
+            raise Failure(
+                f"{type(broker).__name__} cannot list its queues: name routers, for example repid queues app.tasks:router", USAGE
+            )
         return None if known is None else set(known)
 
-    known = on_connection(connect, work)
+    known = on_broker(connect, lambda connection: connection.message_broker, work)
     names = sorted({*actors, *(known or ())})
     rows = [
         {"queue": name, "in_broker": None if known is None else name in known, "actors": sorted(actors.get(name, ()))}
@@ -101,35 +103,38 @@ def stats(
     """
     if interval <= timedelta(0):
         raise Failure("--interval: give a time that is longer than none", USAGE)
-    on_connection(
-        connect, lambda connection: _show(connection, queues, interval, (samples or 0) if watch else 1, as_json=as_json)
-    )
+    number = (samples or 0) if watch else 1
+
+    async def work(_: Connection, broker: MessageBroker) -> None:
+        await _show(broker, queues, interval, number, as_json=as_json)
+
+    on_broker(connect, lambda connection: connection.message_broker, work)
 
 
-async def _show(connection: Connection, given: Sequence[str], interval: timedelta, samples: int, *, as_json: bool) -> None:
+async def _show(broker: MessageBroker, given: Sequence[str], interval: timedelta, samples: int, *, as_json: bool) -> None:
     """Show so many samples; 0 for as many as there is time for."""
     if as_json:
         before = None
         for number in _numbers(samples):
             if number:
                 await asyncio.sleep(interval.total_seconds())
-            before = await _sample(connection, given, before)
+            before = await _sample(broker, given, before)
             emit(before.shape())
         return
     if samples == 1:
-        sample = await _sample(connection, given, None)
+        sample = await _sample(broker, given, None)
         table(*sample.table())
         if not sample.counts:
             click.echo("No queues.", err=True)
         return
-    await _live(connection, given, interval, samples)
+    await _live(broker, given, interval, samples)
 
 
 def _numbers(samples: int) -> Any:
     return range(samples) if samples else iter(int, 1)
 
 
-async def _live(connection: Connection, given: Sequence[str], interval: timedelta, samples: int) -> None:
+async def _live(broker: MessageBroker, given: Sequence[str], interval: timedelta, samples: int) -> None:
     """A table that is written over again and again; a broker that is away is said, and waited for."""
     from rich.live import Live  # noqa: PLC0415 — for this alone
 
@@ -138,7 +143,7 @@ async def _live(connection: Connection, given: Sequence[str], interval: timedelt
     with Live(auto_refresh=False) as live:
         for _ in _numbers(samples):
             try:
-                sample = await _sample(connection, given, sample)
+                sample = await _sample(broker, given, sample)
                 trouble = None
             except RepidError as error:
                 trouble = f"{datetime.now().astimezone():%X}  {error}"
@@ -190,9 +195,9 @@ class Sample:
         return titles, rows
 
 
-async def _sample(connection: Connection, given: Sequence[str], before: Sample | None) -> Sample:
-    names = await queue_names(connection, given)
-    counts = await asyncio.gather(*(connection.message_broker.queue_stats(name) for name in names))
+async def _sample(broker: MessageBroker, given: Sequence[str], before: Sample | None) -> Sample:
+    names = await queue_names(broker, given)
+    counts = await asyncio.gather(*(broker.queue_stats(name) for name in names))
     return Sample(dict(zip(names, counts, strict=True)), before)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from io import StringIO
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from rich.text import Text
 
 def made(titles: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None) -> Table:
     """A table; numbers stand to the right, and None is a dash. No text is read as markup."""
-    grid = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
+    grid = Table(box=None, pad_edge=False, header_style="bold", show_header=any(titles), caption=caption, caption_justify="left")
     for index, title in enumerate(titles):
         number = any(isinstance(row[index], int | float) for row in rows)
         grid.add_column(title, justify="right" if number else "left", overflow="fold")
@@ -26,9 +27,15 @@ def made(titles: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | No
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table to standard output; nothing if it has no rows. Where there is no terminal, lines are as long as they are."""
-    if rows:
-        width = None if sys.stdout.isatty() else 1000
-        Console(file=sys.stdout, width=width, highlight=False).print(made(titles, rows))
+    if not rows:
+        return
+    if sys.stdout.isatty():
+        Console(highlight=False).print(made(titles, rows))
+        return
+    text = StringIO()
+    Console(file=text, width=10_000).print(made(titles, rows))
+    for line in text.getvalue().splitlines():
+        sys.stdout.write(line.rstrip() + "\n")
 
 
 def plural(number: int, noun: str) -> str:
