@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pkgutil import resolve_name
 from typing import Any, Final, NoReturn
@@ -100,9 +101,9 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         try:
             return super().invoke(ctx)
-        except (RepidError, KeyboardInterrupt) as error:
+        except (RepidError, Failure, KeyboardInterrupt) as error:
             if ctx.meta.get(_DEBUG):
-                raise
+                traceback.print_exception(error)
             explain(error)
 
     def _of_plugins(self, ctx: click.Context) -> dict[str, click.Command]:
@@ -122,4 +123,6 @@ def explain(error: BaseException) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         sys.exit(INTERRUPTED)
+    if isinstance(error, Failure):
+        raise error
     raise Failure(str(error), USAGE if isinstance(error, ConfigError | UsageError) else PROBLEM) from error

@@ -122,8 +122,11 @@ async def each(
             deliveries = await _receive(consumer, min(_BATCH, room), stop)
             if not deliveries:
                 break
-            await asyncio.gather(*(_settle(delivery, connection, wanted, settle, tally) for delivery in deliveries))
+            steps = (_settle(delivery, connection, wanted, settle, tally) for delivery in deliveries)
+            ended = await asyncio.gather(*steps, return_exceptions=True)
             progress(tally)
+            if failures := [failure for failure in ended if failure is not None]:
+                raise failures[0]
     finally:
         await consumer.close()
     return tally

@@ -209,7 +209,7 @@ class Supervisor:
         if await self._within(patience, ended):
             if ended.result() not in {DONE, -signal.SIGTERM}:
                 logger.error("%s %s", child, child.end())
-                self._status = PROBLEM
+                self._status = self._status or PROBLEM
             return
         logger.error("%s does not end, and is killed: what it ran is given to others when its lease is over", child)
         self._status = PROBLEM
