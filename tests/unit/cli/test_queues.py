@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -87,6 +88,24 @@ def test_watching_shows_a_table_and_goes_on_while_the_broker_is_away(shop, monke
 @pytest.mark.parametrize("interval", ["0", "often"])
 def test_an_interval_is_longer_than_none(shop, interval):
     shop("stats", "--interval", interval, status=2)
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)], ids=["table", "json"])
+def test_watching_goes_on_until_it_is_interrupted_which_is_its_orderly_end(shop, monkeypatch, words):
+    seen = 0
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def paused(seconds):
+        nonlocal seen
+        pauses.append(seconds)
+        if (seen := seen + 1) == 5:
+            raise KeyboardInterrupt
+        await sleep(0)
+
+    monkeypatch.setattr("repid_core.cli.queues.asyncio.sleep", paused)
+    shop("stats", "--watch", "--interval", "3 s", *words)
+    assert pauses == [3] * 5
 
 
 def test_json_is_one_line(shop):
