@@ -238,4 +238,5 @@ def _changes(folders: Sequence[Path]) -> AsyncIterator[Collection[tuple[Any, str
         from watchfiles import PythonFilter, awatch  # noqa: PLC0415 — optional
     except ImportError:
         raise Failure("--reload needs watchfiles: pip install watchfiles", USAGE) from None
-    return awatch(*folders, watch_filter=PythonFilter())
+    changes: AsyncIterator[Collection[tuple[Any, str]]] = awatch(*folders, watch_filter=PythonFilter())
+    return changes

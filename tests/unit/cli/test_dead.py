@@ -8,7 +8,7 @@ import pytest
 
 from repid_core import Capability, InMemoryMessageBroker, MessageCategory
 from repid_core.cli.dead import list_, purge, retry, show
-from repid_core.errors import BrokerConnectionError
+from repid_core.errors import BrokerConnectionError, CorruptMessageError
 from repid_core.memory.consumer import InMemoryDelivery
 
 DEAD, NORMAL = MessageCategory.DEAD, MessageCategory.NORMAL
@@ -143,3 +143,29 @@ def test_a_broker_that_goes_away_leaves_all_where_it_is_or_was_to_be(shop, monke
     assert result.output == "Error: mail: 149 jobs retried, then: it is away; the same command goes on from here\n"
     assert sorted(shop.ids(DEAD) + shop.ids(NORMAL)) == sorted(f"id{number}" for number in range(150))
     monkeypatch.undo()
+
+
+def test_one_that_cannot_be_read_is_listed_and_left_and_can_be_removed(shop, monkeypatch):
+    shop.bury("one", "bad", "three")
+    envelope, browse = InMemoryDelivery.envelope, InMemoryMessageBroker.browse
+
+    def read(self):
+        if envelope.fget(self).key.id_ == "bad":
+            raise CorruptMessageError
+        return envelope.fget(self)
+
+    async def browse_until(self, *args, **options):
+        async for found in browse(self, *args, **options):
+            if found.envelope.key.id_ == "bad":
+                raise CorruptMessageError
+            yield found
+
+    monkeypatch.setattr(InMemoryDelivery, "envelope", property(read))
+    monkeypatch.setattr(InMemoryMessageBroker, "browse", browse_until)
+    monkeypatch.setattr("repid_core.cli.redrive._QUIET", 0.3)
+    assert [row["id"] for row in shop.lines("dead", "list")] == ["one", "?", "three"]
+    assert [row["id"] for row in shop.lines("dead", "list", "--topic", "greet")] == ["one", "three"]
+    result = shop("dead", "retry", "-q", "mail", "--older-than", "0 s", status=1)
+    assert result.stdout == "mail: 2 dead jobs retried, 1 left\n"
+    assert "1 left, for they cannot be read" in result.stderr
+    assert shop("dead", "purge", "-q", "mail", "--yes").stdout == "mail: 1 dead job purged, 0 left\n"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
 from io import StringIO
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from repid_core.cli.group import Failure
 from repid_core.cli.logs import JSONFormatter, TextFormatter, set_up
+from repid_core.cli.options import loop_factory
 from repid_core.cli.worker import Plan, assembled
 
 MORE = """
@@ -121,3 +124,26 @@ def test_logging_is_the_applications_own_if_that_is_asked_for(monkeypatch):
     logging.getLogger("shop").warning("low on paper", extra={"pages": 3})
     logging.getLogger("shop").info("not this")
     assert json.loads(stream.getvalue())["pages"] == 3
+
+
+def test_uvloop_is_used_where_it_is_installed_and_asked_for_where_it_is_not(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert loop_factory("auto") is loop_factory("asyncio") is None
+    with pytest.raises(Failure, match="uvloop is not installed: pip install uvloop"):
+        loop_factory("uvloop")
+    fake = ModuleType("uvloop")
+    fake.new_event_loop = asyncio.new_event_loop
+    monkeypatch.setitem(sys.modules, "uvloop", fake)
+    assert loop_factory("auto") is loop_factory("uvloop") is asyncio.new_event_loop
+    assert loop_factory("asyncio") is None
+
+
+def test_reload_says_what_it_needs(shop, monkeypatch):
+    monkeypatch.setitem(sys.modules, "watchfiles", None)
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", list(root.handlers))
+    monkeypatch.setattr(root, "level", root.level)
+    try:
+        assert "--reload needs watchfiles: pip install watchfiles" in shop("worker", "shop:router", "--reload", status=2).output
+    finally:
+        logging.captureWarnings(capture=False)
