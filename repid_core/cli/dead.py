@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import click
 
-from repid_core.abc import MessageBroker
 from repid_core.cli import redrive
 from repid_core.cli.group import DONE, INTERRUPTED, NOTHING, PROBLEM, Command, Failure, LazyGroup
 from repid_core.cli.options import (
@@ -21,8 +20,8 @@ from repid_core.cli.options import (
     connection_options,
     emit,
     json_option,
-    on_broker,
     on_connection,
+    on_messages,
     queue_names,
     queues_option,
 )
@@ -100,7 +99,7 @@ def list_(
     """List dead jobs, oldest first. With --json, one object on each line, as they are found."""
     wanted = _wanted(topics, older_than)
 
-    async def work(connection: Connection, _: MessageBroker) -> None:
+    async def work(connection: Connection) -> None:
         rows: list[dict[str, Any]] = []
         for queue in await queue_names(connection.message_broker, queues):
             number = 0
@@ -116,7 +115,7 @@ def list_(
             table(["queue", "id", "actor", "reason", "died", "attempts", "error"], [list(row.values()) for row in rows])
             click.echo(f"{plural(len(rows), 'dead job')}.", err=True)
 
-    on_broker(connect, lambda connection: connection.message_broker, work)
+    on_messages(connect, work)
 
 
 @click.command(
@@ -153,7 +152,7 @@ def show(id_: str, connect: Connect, queues: tuple[str, ...], arguments: bool, a
                     return found
         raise Failure(f"no dead job has id {id_!r}: repid dead list shows which there are", NOTHING)
 
-    found = on_connection(connect, work)
+    found = on_connection(connect, work) if arguments else on_messages(connect, work)
     if as_json:
         emit(found)
         return
@@ -252,7 +251,8 @@ def _for_each(
                     return INTERRUPTED
         return status
 
-    sys.exit(on_connection(connect, work))
+    # A retry needs the message broker alone; what is removed may have arguments in a store.
+    sys.exit(on_messages(connect, work) if verb == "retried" or dry_run else on_connection(connect, work))
 
 
 async def _with_bar(

@@ -108,6 +108,15 @@ def on_broker(connect: Connect, pick: Callable[[Connection], B], work: Callable[
     return run(main)
 
 
+def on_messages(connect: Connect, work: Callable[[Connection], Awaitable[T]]) -> T:
+    """Connect the message broker alone, and do the work."""
+
+    async def only(connection: Connection, _: MessageBroker) -> T:
+        return await work(connection)
+
+    return on_broker(connect, lambda connection: connection.message_broker, only)
+
+
 def run(main: Callable[[], Coroutine[Any, Any, T]], loop: str = "asyncio") -> T:
     """Run on a new event loop, uvloop's if it is to be.
 

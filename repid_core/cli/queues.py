@@ -22,7 +22,7 @@ from repid_core.cli.options import (
     connection_options,
     emit,
     json_option,
-    on_broker,
+    on_messages,
     queue_names,
     queues_option,
 )
@@ -53,7 +53,8 @@ def queues(routers: tuple[str, ...], connect: Connect, as_json: bool) -> None:
         for queue, topics in router.queues.items():
             actors.setdefault(queue, set()).update(topics)
 
-    async def work(_: Connection, broker: MessageBroker) -> set[str] | None:
+    async def work(connection: Connection) -> set[str] | None:
+        broker = connection.message_broker
         known = await broker.queue_names()
         if known is None and not actors:
             raise Failure(
@@ -61,7 +62,7 @@ def queues(routers: tuple[str, ...], connect: Connect, as_json: bool) -> None:
             )
         return None if known is None else set(known)
 
-    known = on_broker(connect, lambda connection: connection.message_broker, work)
+    known = on_messages(connect, work)
     names = sorted({*actors, *(known or ())})
     rows = [
         {"queue": name, "in_broker": None if known is None else name in known, "actors": sorted(actors.get(name, ()))}
@@ -106,11 +107,11 @@ def stats(
         raise Failure("--interval: give a time that is longer than none", USAGE)
     number = (samples or 0) if watch else 1
 
-    async def work(_: Connection, broker: MessageBroker) -> None:
-        await _show(broker, queues, interval, number, as_json=as_json)
+    async def work(connection: Connection) -> None:
+        await _show(connection.message_broker, queues, interval, number, as_json=as_json)
 
     try:
-        on_broker(connect, lambda connection: connection.message_broker, work)
+        on_messages(connect, work)
     except KeyboardInterrupt:
         if not watch:
             raise

@@ -21,20 +21,23 @@ from repid_core import Connection, Death, DeathReason, Job, MessageCategory, Que
 from repid_redis import RedisBucketBroker, RedisMessageBroker
 
 MANY = 5_000
+LEASE = timedelta(seconds=4)  # as long as no stall of a busy machine, and short enough to wait for its end
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
 def broker(redis_url: str, prefix: str) -> RedisMessageBroker:
-    return RedisMessageBroker(redis_url, prefix=prefix, lease=timedelta(seconds=1))
+    return RedisMessageBroker(redis_url, prefix=prefix, lease=LEASE)
 
 
 @pytest.fixture
 def repid(tmp_path: Path, redis_url: str, prefix: str) -> Iterator[Start]:
     """Start the command, configured by a file."""
     section = f'backend = "redis"\nurl = "{redis_url}"\nprefix = "{prefix}"\n'
-    (tmp_path / "repid.toml").write_text(f'[message_broker]\n{section}lease = "1 s"\n[results_bucket_broker]\n{section}', "utf-8")
+    (tmp_path / "repid.toml").write_text(
+        f'[message_broker]\n{section}lease = "{LEASE.total_seconds()} s"\n[results_bucket_broker]\n{section}', "utf-8"
+    )
     with ExitStack() as stack:
 
         def start(*words: str) -> subprocess.Popen[str]:
@@ -99,8 +102,11 @@ async def test_retrying_many_can_be_interrupted_and_killed_and_loses_nothing(bro
 
     worker = broker.consumer("mail", ["another"], prefetch=1)  # its heartbeat finds who has died
     await worker.start()
-    while (await broker.queue_stats("mail")).ready != MANY:  # what was in hand comes back when the lease is over
-        assert (await told(repid("dead", "retry", "--queue", "mail", "--json"), 0))["lost"] == 0
+    while (await broker.queue_stats("mail")).in_progress:  # what was in hand comes back when the lease is over
+        await asyncio.sleep(0.05)
+    last = await told(repid("dead", "retry", "--queue", "mail", "--json"), 0)
+    assert (last["lost"], last["left"]) == (0, 0)
+    assert (await broker.queue_stats("mail")).ready == MANY
     ids = [found.envelope.key.id_ async for found in broker.browse("mail", MessageCategory.NORMAL, limit=2 * MANY)]
     assert sorted(ids) == sorted(f"id{index}" for index in range(MANY))
     await broker.disconnect()

@@ -6,9 +6,9 @@ from datetime import timedelta
 
 import pytest
 
-from repid_core import Capability, InMemoryMessageBroker, MessageCategory
+from repid_core import Capability, InMemoryBucketBroker, InMemoryMessageBroker, MessageCategory
 from repid_core.cli.dead import list_, purge, retry, show
-from repid_core.errors import BrokerConnectionError, CorruptMessageError
+from repid_core.errors import BrokerConnectionError, BucketConnectionError, CorruptMessageError
 from repid_core.memory.consumer import InMemoryDelivery
 
 DEAD, NORMAL = MessageCategory.DEAD, MessageCategory.NORMAL
@@ -184,3 +184,15 @@ def test_more_than_a_hand_holds_that_are_to_be_left(shop, monkeypatch):
     assert result.stdout == "mail: 0 dead jobs retried, 25 left\n"
     assert "the others cannot be reached" in result.stderr
     assert shop.ids(DEAD) == ids
+
+
+def test_only_the_message_broker_has_to_be_there(shop, monkeypatch):
+    async def away(self):
+        raise BucketConnectionError("it is away")
+
+    shop.bury("one")
+    monkeypatch.setattr(InMemoryBucketBroker, "connect", away)
+    for words in (["list"], ["show", "one"], ["purge", "--dry-run"], ["retry"]):
+        shop("dead", *words)
+    shop("stats")
+    assert "it is away" in shop("dead", "purge", "--yes", status=1).output
