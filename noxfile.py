@@ -15,7 +15,7 @@ nox.options.stop_on_first_error = False
 nox.options.sessions = ["lint", "types", "tests", "plugins", "build"]  # the examples are run by build
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-EXTRAS = "cron,testing"
+EXTRAS = "cli,cron,testing"
 CODE = ("repid_core", "tests/conformance", "tests/typing", "examples", "benchmarks", "noxfile.py")
 PLUGINS = sorted(path.parent for path in Path("plugins").glob("*/pyproject.toml"))
 WORKERS = 4  # of pytest-xdist: conformance on real servers mostly waits, so they may be more than there are cores
