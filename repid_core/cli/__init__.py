@@ -13,7 +13,9 @@ import click
 from repid_core import __version__
 from repid_core.cli.group import LazyGroup
 
-COMMANDS: Final[Mapping[str, str]] = {}
+COMMANDS: Final[Mapping[str, str]] = {
+    "plugin": "repid_core.cli.plugin:plugin",
+}
 """Name to "module:attribute"; listed in this order."""
 
 
