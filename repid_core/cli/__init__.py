@@ -14,6 +14,14 @@ from repid_core import __version__
 from repid_core.cli.group import LazyGroup
 
 COMMANDS: Final[Mapping[str, str]] = {
+    "worker": "repid_core.cli.worker:worker",
+    "enqueue": "repid_core.cli.jobs:enqueue",
+    "result": "repid_core.cli.jobs:result",
+    "queues": "repid_core.cli.queues:queues",
+    "stats": "repid_core.cli.queues:stats",
+    "dead": "repid_core.cli.dead:dead",
+    "plugins": "repid_core.cli.diagnosis:plugins",
+    "check": "repid_core.cli.diagnosis:check",
     "plugin": "repid_core.cli.plugin:plugin",
 }
 """Name to "module:attribute"; listed in this order."""

@@ -1,14 +1,75 @@
-"""A group whose subcommands are found by name, and imported when they are needed."""
+"""Commands and groups: found by name and imported when they are needed, with examples, and with errors that people can read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import click
 
+from repid_core.errors import ConfigError, RepidError, UsageError
 from repid_core.plugins import plugins
+
+DONE: Final = 0
+PROBLEM: Final = 1  #: what was asked for was not done, or a problem was found
+USAGE: Final = 2  #: the command line or the configuration is wrong, so nothing was done
+NOTHING: Final = 3  #: there is no such thing, or not yet
+INTERRUPTED: Final = 130  #: by Ctrl-C, as shells say it
+
+_DEBUG: Final = "repid_core.cli.debug"
+
+
+class Failure(click.ClickException):
+    """What a command ends with that has not done what was asked for; the message is all that is shown.
+
+    Args:
+        message: What, why, and what to do.
+        status: The exit status.
+    """
+
+    def __init__(self, message: str, status: int = PROBLEM) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        """The exit status."""
+        return self.status
+
+
+class Command(click.Command):
+    """A command with examples.
+
+    Args:
+        examples: Command lines, as they are typed.
+        shape: What `--json` prints: the keys, and the types in words.
+        arguments: As `click.Command`.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), shape: Any = None, **arguments: Any) -> None:
+        super().__init__(*args, **arguments)
+        self.examples, self.shape = tuple(examples), shape
+        self.params.append(debug_option())
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Examples"):
+            for example in self.examples:
+                formatter.write(f"{'':{formatter.current_indent}}{example}\n")
+        super().format_epilog(ctx, formatter)
+
+
+def debug_option() -> click.Option:
+    """`--debug`, which is heeded wherever it stands."""
+
+    def heed(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.find_root().meta[_DEBUG] = True
+
+    return click.Option(
+        ["--debug"], is_flag=True, expose_value=False, callback=heed, help="Show the traceback of an error.", envvar="REPID_DEBUG"
+    )
 
 
 class LazyGroup(click.Group):
@@ -23,6 +84,7 @@ class LazyGroup(click.Group):
         super().__init__(*args, **arguments)
         self._table = commands_by_name
         self._added: dict[str, click.Command] | None = None  # by plugins
+        self.params.append(debug_option())
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*self._table, *sorted({*self.commands, *self._of_plugins(ctx)} - set(self._table))]
@@ -32,6 +94,16 @@ class LazyGroup(click.Group):
             command: click.Command = resolve_name(target)
             return command
         return super().get_command(ctx, cmd_name) or self._of_plugins(ctx).get(cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if ctx.parent is not None:
+            return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except (RepidError, KeyboardInterrupt) as error:
+            if ctx.meta.get(_DEBUG):
+                raise
+            explain(error)
 
     def _of_plugins(self, ctx: click.Context) -> dict[str, click.Command]:
         """The commands that plugins add. One that is broken adds none; `repid plugins` says why."""
@@ -43,3 +115,11 @@ class LazyGroup(click.Group):
                 if command.name:
                     self._added.setdefault(command.name, command)
         return self._added
+
+
+def explain(error: BaseException) -> NoReturn:
+    """End the command with an error's message and its status, and without a traceback."""
+    if isinstance(error, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        sys.exit(INTERRUPTED)
+    raise Failure(str(error), USAGE if isinstance(error, ConfigError | UsageError) else PROBLEM) from error
