@@ -12,17 +12,26 @@ from pathlib import Path
 import click
 
 from repid_core.cli import plugin_report, plugin_target, scaffold
-from repid_core.errors import RepidError
+from repid_core.cli.group import PROBLEM, USAGE, Command, Failure
+from repid_core.cli.options import json_option
 from repid_core.plugins import Kind
 from repid_core.settings import keys_of
 
 
-@click.group("plugin")
+@click.group("plugin", short_help="Write a plugin, and prove that it keeps the contract.")
 def plugin() -> None:
     """Write a plugin, and prove that it keeps the contract."""
 
 
-@plugin.command("new")
+@plugin.command(
+    "new",
+    cls=Command,
+    short_help="Write the package of a new plugin.",
+    examples=[
+        "repid plugin new repid-acme --kind message-broker,bucket-broker --install",
+        "repid plugin test repid-acme --in-process",
+    ],
+)
 @click.argument("name")
 @click.option(
     "--kind",
@@ -42,15 +51,10 @@ def plugin() -> None:
 )
 @click.option("--install", is_flag=True, help="Install it into this environment too: pip install -e.")
 def new(name: str, kinds: tuple[str, ...], license_: str, author: str | None, directory: Path, *, install: bool) -> None:
-    r"""Write the package of a new plugin into a folder of its NAME, "repid-something" by convention.
+    """Write the package of a new plugin into a folder of its NAME, "repid-something" by convention.
 
     It works as it is: it can be installed, is found by its name, and its tests, with the conformance suite wired in, are green.
     What stands in for a store is in memory, to be changed piece by piece.
-
-    \b
-    Example, from an empty folder to a green conformance run:
-        repid plugin new repid-acme --kind message-broker,bucket-broker --install
-        repid plugin test repid-acme --in-process
     """
     chosen = list(dict.fromkeys(kind.strip() for part in kinds for kind in part.split(",") if kind.strip()))
     target = directory / name
@@ -58,7 +62,7 @@ def new(name: str, kinds: tuple[str, ...], license_: str, author: str | None, di
         files = scaffold.render(name, chosen, license_, author)
         scaffold.write(files, target)
     except scaffold.ScaffoldError as error:
-        raise click.ClickException(str(error)) from error
+        raise Failure(str(error), USAGE) from error
     click.echo(f"wrote {target}: {len(files)} files\n")
     for file in files:
         click.echo(f"  {file}")
@@ -86,12 +90,41 @@ def _install(target: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)  # noqa: S603
     if done.returncode:
         reason = done.stderr.strip() or done.stdout.strip()
-        raise click.ClickException(
+        raise Failure(
             f"{target} is written, but pip could not install it; do so by hand, with the installer that you use:\n{reason}",
         )
 
 
-@plugin.command("test")
+@plugin.command(
+    "test",
+    cls=Command,
+    short_help="Hold an installed plugin to the contract.",
+    examples=[
+        'repid plugin test repid-redis --url redis://localhost/9 --set lease="1 s"',
+        "repid plugin test repid-acme --config repid.toml --report conformance.json",
+    ],
+    shape={
+        "format": 1,
+        "plugin": "text",
+        "version": "text",
+        "suites": [
+            {
+                "suite": "text",
+                "summary": "text",
+                "promises": [
+                    {
+                        "number": "text",
+                        "text": "text",
+                        "test": "text",
+                        "outcome": "kept, not declared, broken, deviating or not run",
+                        "reason": "text",
+                        "measured": {"name": "text"},
+                    }
+                ],
+            }
+        ],
+    },
+)
 @click.argument("name")
 @click.option(
     "--config",
@@ -107,7 +140,7 @@ def _install(target: Path) -> None:
 )
 @click.option("--deviation", "deviations", multiple=True, metavar="TEST=WHY", help="A test that it does not keep by design.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write all findings to this file, as JSON.")
-@click.option("--json", "as_json", is_flag=True, help="Print the same JSON instead of text.")
+@json_option
 @click.option("--quiet", "-q", is_flag=True, help="Print only what is broken, and a line for each backend.")
 def test(
     name: str,
@@ -121,35 +154,27 @@ def test(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    r"""Hold an installed plugin to the contract, by the NAME of its distribution or of one of its backends.
+    """Hold an installed plugin to the contract, by the NAME of its distribution or of one of its backends.
 
     Runs the conformance suite of each of its backends, and says of each promise whether it is kept, not declared, or broken.
     What needs a helper that only tests can have, such as killing a worker, is "not declared" here: the plugin's own tests
     show it. The exit status is 1 if a promise is broken.
-
-    \b
-    Examples:
-        repid plugin test repid-redis --url redis://localhost/9 --set lease="1 s"
-        repid plugin test repid-acme --config repid.toml --report conformance.json
     """
     if find_spec("pytest") is None or find_spec("pytest_asyncio") is None:
-        raise click.ClickException("repid plugin test needs pytest: pip install 'repid-core[testing]'")
+        raise Failure("repid plugin test needs pytest: pip install 'repid-core[testing]'")
     from repid_core.testing.conformance import installed  # noqa: PLC0415 — it needs pytest
 
-    try:
-        target = plugin_target.find(name, config, url, _pairs("--set", sets))
-        if not in_process:
-            _warn_of_long_leases(target)
-        found = installed.run(
-            target.sections,
-            in_process=in_process,
-            deviations=_pairs("--deviation", deviations),
-            progress=_show if sys.stderr.isatty() else None,
-        )
-    except RepidError as error:
-        raise click.ClickException(str(error)) from error
+    target = plugin_target.find(name, config, url, _pairs("--set", sets))
+    if not in_process:
+        _warn_of_long_leases(target)
+    found = installed.run(
+        target.sections,
+        in_process=in_process,
+        deviations=_pairs("--deviation", deviations),
+        progress=_show if sys.stderr.isatty() else None,
+    )
     if not found.complete:
-        raise click.ClickException(f"the suites did not run to their end; pytest says:\n{found.output}")
+        raise Failure(f"the suites did not run to their end; pytest says:\n{found.output}")
     result = plugin_report.of(target, found.suites)
     text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
     if report is not None:
@@ -158,7 +183,7 @@ def test(
     if report is not None and not as_json:
         click.echo(f"\nreport: {report}")
     if plugin_report.is_broken(result):
-        sys.exit(1)
+        sys.exit(PROBLEM)
 
 
 def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
@@ -192,4 +217,4 @@ def _write(report: Path, text: str) -> None:
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(text, "utf-8")
     except OSError as error:
-        raise click.ClickException(f"the report cannot be written to {report}: {error.strerror}") from error
+        raise Failure(f"the report cannot be written to {report}: {error.strerror}") from error
