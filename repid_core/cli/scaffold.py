@@ -56,11 +56,11 @@ class Names:
             ScaffoldError: It is not a name for a plugin, or it is taken.
         """
         backend = name.removeprefix("repid-")
-        if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", backend) or not re.fullmatch(r"[a-z0-9-]{1,60}", name):
+        if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", backend) or not re.fullmatch(r"[a-z0-9-]{1,40}", name):
             better = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-            hint = f", such as {better!r}" if better != name and re.fullmatch(r"[a-z][a-z0-9-]{,59}", better) else ""
+            hint = f", such as {better!r}" if better != name and re.fullmatch(r"[a-z][a-z0-9-]{,39}", better) else ""
             raise ScaffoldError(
-                f"{name!r} is no name for a plugin: use up to 60 lower-case letters and digits, joined by '-', "
+                f"{name!r} is no name for a plugin: use up to 40 lower-case letters and digits, joined by '-', "
                 f"with a letter at the start and behind 'repid-'{hint}",
             )
         package = name.replace("-", "_")

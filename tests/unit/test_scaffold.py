@@ -66,12 +66,12 @@ def test_the_licence_is_the_chosen_one_with_its_holder(license_: str) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("Repid_Acme", "'Repid_Acme' is no name for a plugin: use up to 60 lower-case letters and digits, joined by '-', "),
+        ("Repid_Acme", "'Repid_Acme' is no name for a plugin: use up to 40 lower-case letters and digits, joined by '-', "),
         ("Repid_Acme", "such as 'repid-acme'"),
         ("repid-", "no name for a plugin"),
         ("repid-2nd", "with a letter at the start and behind 'repid-'"),
         ("../outside", "no name for a plugin"),
-        ("a" * 61, "up to 60"),
+        ("a" * 41, "up to 40"),
         ("", "no name for a plugin"),
         ("repid-core", "'repid-core' is taken: there is a module 'repid_core' in this environment; choose another name"),
         ("json", "'json' is taken"),
