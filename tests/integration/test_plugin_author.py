@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import time
 import venv
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,10 +61,12 @@ def test_two_commands_from_an_empty_folder_to_a_green_conformance_run(
     folder = tmp_path / "empty"
     folder.mkdir()
     repid = [str(python), "-m", "repid_core"]
+    start = time.monotonic()
     new = run([*repid, "plugin", "new", "repid-acme", "--kind", ALL, "--install"], folder, environment)
     assert new.returncode == 0, new.stdout + new.stderr
     tested = run([*repid, "plugin", "test", "repid-acme", "--in-process", "--report", "out/found.json"], folder, environment)
     assert tested.returncode == 0, tested.stdout + tested.stderr
+    assert time.monotonic() - start < 60  # it takes four seconds
     report = json.loads((folder / "out" / "found.json").read_text("utf-8"))
     assert (report["format"], report["plugin"], report["version"]) == (1, "repid-acme", "0.1.0")
     assert {suite["suite"] for suite in report["suites"]} == {f"{kind.replace('-', ' ')} 'acme'" for kind in KINDS}
