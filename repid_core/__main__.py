@@ -9,11 +9,12 @@ def run() -> None:
     """Run the `repid` command, or say how to install what it needs."""
     try:
         from repid_core.cli import main  # noqa: PLC0415 — what may be missing
+
+        main(prog_name="repid")
     except ImportError as error:
-        if error.name not in {"click", "rich"}:
+        if (error.name or "").partition(".")[0] not in {"click", "rich"}:
             raise
         sys.exit("the repid command needs click and rich: pip install 'repid-core[cli]'")
-    main(prog_name="repid")
 
 
 if __name__ == "__main__":

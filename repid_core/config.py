@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import parse_qsl
 
-from attrs import field, frozen
+from attrs import field, frozen, has
 
 from repid_core.data import Size
 from repid_core.errors import ConfigError, RepidError, SettingsError
@@ -175,7 +176,11 @@ def from_urls(args_bucket_threshold: int | str = 0, **urls: str | None) -> Confi
     reader = _Reader("URLs", {})
     for path, url in urls.items():
         if url is not None:
-            reader.section(path, {"url": url}, f"URL {masked(str(url)).partition('?')[0]}")
+            origin = f"URL {masked(str(url)).partition('?')[0]}"
+            if "://" in str(url):
+                reader.section(path, {"url": url}, origin)
+            else:
+                reader.report(path, origin, "it has no ://, so it is no URL: write for example memory://")
     reader.top["args_bucket_threshold"] = Given(args_bucket_threshold, "")
     return reader.finish(None, None)
 
@@ -183,14 +188,15 @@ def from_urls(args_bucket_threshold: int | str = 0, **urls: str | None) -> Confi
 def _found(environ: Mapping[str, str]) -> tuple[Path | None, str, Mapping[str, Any]]:
     """The file that the environment names, or the nearest; or nothing, if the environment has settings."""
     if named := environ.get(_FILE):
-        return Path(named), f"{named}, named by {_FILE}", _read(Path(named))
+        words = f"{named}, named by {_FILE},"
+        return Path(named), words.rstrip(","), _read(Path(named), words)
     looked = []
     for folder in _upwards(Path.cwd()):
         looked.append(str(folder))
         for name in _NAMES:
-            if (file := folder / name).is_file() and (name != _NAMES[1] or _tool(_parsed(file)) is not None):
+            if _there(file := folder / name) and (name != _NAMES[1] or _tool(_parsed(file)) is not None):
                 return file, str(file), _read(file)
-    if any(name.startswith(_PREFIX) and name not in _NO_SETTINGS for name in environ):
+    if any(map(_is_setting, environ)):
         return None, "the environment", {}
     raise ConfigError(
         f"no configuration was found: neither repid.toml nor [tool.repid] in pyproject.toml is in {' or '.join(looked)}; "
@@ -200,18 +206,28 @@ def _found(environ: Mapping[str, str]) -> tuple[Path | None, str, Mapping[str, A
 
 def _upwards(folder: Path) -> Iterator[Path]:
     """From a folder to the root of its project, or to the home directory, or else to the root of the file system."""
+    home = None
+    with suppress(RuntimeError):  # a user without one
+        home = Path.home()
     for place in (folder, *folder.parents):
         yield place
-        if (place / ".git").exists() or place == Path.home():
+        if place == home or _there(place / ".git"):
             return
 
 
-def _read(file: Path) -> Mapping[str, Any]:
-    parsed = _parsed(file)
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # in a folder that is not for us
+        return False
+
+
+def _read(file: Path, words: str = "") -> Mapping[str, Any]:
+    parsed = _parsed(file, words)
     if file.name != _NAMES[1]:
         return parsed
     if (table := _tool(parsed)) is None:
-        raise ConfigError(f"{file} has no [tool.repid]: add it, or name another file")
+        raise ConfigError(f"{words or file} has no [tool.repid]: add it, or name another file")
     return table
 
 
@@ -221,15 +237,15 @@ def _tool(parsed: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return table if isinstance(table, Mapping) else None
 
 
-def _parsed(file: Path) -> Mapping[str, Any]:
+def _parsed(file: Path, words: str = "") -> Mapping[str, Any]:
     import tomllib  # noqa: PLC0415 — it costs what most processes can spare
 
     try:
         return tomllib.loads(file.read_text("utf-8"))
     except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{words or file} cannot be read: {error.strerror}") from error
     except ValueError as error:  # also of decoding
-        raise ConfigError(f"{file} is no valid TOML: {error}") from error
+        raise ConfigError(f"{words or file} is no valid TOML: {error}") from error
 
 
 @frozen
@@ -395,11 +411,15 @@ class _Reader:
             return None
         origin = next((item.origin for item in given.values()), self.source)
         own = {key: item for key, item in given.items() if key != "backend"}
-        known = keys_of(cls)
-        if "url" in own and "url" not in known:  # it has told its backend, and there is no more in it
+        if "url" in own and (
+            cls is None or (has(cls) and "url" not in keys_of(cls))
+        ):  # it has told its backend, and there is no more in it
             url = own.pop("url")
             if not str(url.value).endswith("://"):
                 self.report(f"{path}.url", url.origin, f"{what} takes nothing after the :// of {shown(url.value)}: leave it out")
+        if cls is not None and not has(cls):
+            self.report(path, origin, f"{what} cannot be used: its settings, {cls.__name__}, are no attrs class")
+            return None
         if cls is None:
             for key, item in own.items():
                 self.report(f"{path}.{key}", item.origin, f"unknown key: {what} has no settings")
@@ -414,7 +434,9 @@ class _Reader:
     def backend(self, path: str, kind: Kind[Any], given: dict[str, Given]) -> Backend[Any] | None:
         """The backend that is named, or else that its URL's scheme tells."""
         named, url = given.get("backend"), given.get("url")
-        if any(item is not None and item.value is UNREADABLE for item in (named, url)):
+        if named is not None and url is not None and url.value is UNREADABLE:
+            url = None
+        if (which := named or url) is not None and which.value is UNREADABLE:
             return None
         for key, item in (("backend", named), ("url", url)):
             if item is not None and not isinstance(item.value, str):
@@ -431,7 +453,7 @@ class _Reader:
             key, origin = ("backend", named.origin) if named is not None else ("url", url.origin if url is not None else "")
             self.failed(f"{path}.{key}", origin, error)
             return None
-        names = ", ".join(backend.name for backend in plugins().backends(kind)) or "none"
+        names = ", ".join(sorted(backend.name for backend in plugins().backends(kind))) or "none"
         origin = next((item.origin for item in given.values()), self.source)
         way = 'backend = "…"' if kind.base.__name__ not in ("MessageBroker", "BucketBroker") else 'backend = "…", or a url'
         self.report(path, origin, f"no backend is chosen: give {way}; available: {names}")
@@ -453,6 +475,11 @@ class _Reader:
         self.report(path, origin, str(error))
         if error.__cause__ is not None:
             self.causes.append(error.__cause__)
+
+
+def _is_setting(variable: str) -> bool:
+    name = variable.removeprefix(_PREFIX).lower()
+    return variable.startswith(_PREFIX) and ("__" in name or name in _TOP or _meant(name) is not None)
 
 
 def _meant(name: str) -> str | None:

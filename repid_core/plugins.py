@@ -297,7 +297,7 @@ class Plugins:
                 tuple(sorted(plugin.names + plugin.disabled)),
                 {kind: tuple(named.values()) for kind, named in plugin.backends.items() if named},
                 plugin.problem,
-                tuple(command.name or "" for command in plugin.commands or ()),
+                tuple(getattr(command, "name", None) or "" for command in plugin.commands or ()),
             )
             for plugin in self._loaded(self._plugins)
         ]

@@ -39,7 +39,7 @@ _UNITS: Final = {
 _BYTES: Final[dict[str, int]] = {"b": 1, "byte": 1, "bytes": 1} | {
     f"{letter}{ending}": base**power for power, letter in enumerate("kmgtp", 1) for ending, base in (("b", 1000), ("ib", 1024))
 }
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zµμ]+)\s*")
+_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zµμ]+)\s*")
 _ISO: Final = re.compile(r"P(?=.)(?:(\d+)W)?(?:(\d+)D)?(?:T(?=.)(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?", re.ASCII)
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 _SECRETS: Final = frozenset({"password", "passwd", "passphrase", "secret", "token", "key", "credential", "credentials"})
@@ -133,8 +133,8 @@ def masked(url: str) -> str:
         return url
     who, at, place = rest.rpartition("@")  # the last one: a password may have one, unquoted
     name, colon, _ = who.partition(":")
-    place = re.sub(r"([?&;])([^=&;]+)=[^&;#]*", lambda part: f"{part[1]}{part[2]}=***" if is_secret(part[2]) else part[0], place)
-    return f"{scheme}://{name}{colon}{'***' if colon else ''}{at}{place}"
+    whole = f"{scheme}://{who if not at or not colon else f'{name}:***'}{at}{place}"
+    return re.sub(r"([?&;])([^=&;]+)=[^&;#]*", lambda part: f"{part[1]}{part[2]}=***" if is_secret(part[2]) else part[0], whole)
 
 
 def describe(hint: Any) -> str:  # noqa: PLR0911 — the rows of a table
@@ -212,12 +212,17 @@ class _Structuring(typing.Generic[T]):
         self.cls, self.path, self.what, self.origin = cls, path, what, origin
         self.given = {key: item if isinstance(item, Given) else Given(item, origin) for key, item in given.items()}
         self.attributes = {attribute.alias: attribute for attribute in attrs.fields(cls) if attribute.init}  # type: ignore[arg-type]
-        self.hints = get_type_hints(cls, include_extras=True)
+        self.hints: dict[str, Any] = {}
         self.values: dict[str, Any] = {}
         self.problems: list[str] = []
 
     def run(self) -> T | None:
         """The settings; None if there are problems, or values that could not be read."""
+        try:
+            self.hints = get_type_hints(self.cls, include_extras=True)
+        except NameError as error:
+            self._report(None, f"{self.cls.__name__} cannot be read: {error}: import the types of its fields at run time, too")
+            return None
         for key, item in self.given.items():
             if key in self.attributes:
                 if item.value is not UNREADABLE:
@@ -331,7 +336,7 @@ def _structured(value: Any, hint: Any) -> Any:
         if not isinstance(value, Loose):
             raise _Wrong(hint, value)  # else each letter would be an item
         value = [Loose(item.strip()) for item in value.split(",") if item.strip()]
-    if isinstance(hint, type) and not isinstance(value, str | int | float | None) and isinstance(value, hint):
+    if isinstance(hint, type) and hint is not Any and not isinstance(value, str | int | float) and isinstance(value, hint):
         return value  # given as a Python object
     return _converter().structure(value, hint)
 
@@ -363,6 +368,7 @@ def _converter() -> Any:
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
     for cls, hook in _HOOKS.items():
         converter.register_structure_hook(cls, hook)
+    converter.register_structure_hook_func(lambda hint: hint is Any or hint is object, _as_is)
     converter.register_structure_hook_func(_is_size, _size)
     converter.register_structure_hook_func(_is_literal, _choice)
     converter.register_structure_hook_func(lambda hint: isinstance(hint, type) and issubclass(hint, Enum), _enum)
@@ -470,8 +476,6 @@ _HOOKS: Final[dict[Any, Callable[[Any, Any], Any]]] = {
     float: _number_of(float, (int, float)),
     timedelta: _duration,
     Path: _path,
-    Any: _as_is,
-    object: _as_is,
 }
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = 100

@@ -30,6 +30,7 @@ COMMANDS: Final[Mapping[str, str]] = {
 @click.group(
     cls=LazyGroup,
     commands_by_name=COMMANDS,
+    with_plugins=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Each command has a --help with an example.",
 )

@@ -30,8 +30,8 @@ from repid_core.cli.redrive import Tally, Wanted
 from repid_core.cli.tables import Bar, plural, table
 from repid_core.connection import Connection
 from repid_core.data import Capability, Death, Envelope, MessageCategory
-from repid_core.errors import RepidError
-from repid_core.message import Message
+from repid_core.errors import CodecError, RepidError
+from repid_core.message import Message, envelope_of
 
 _ROW: Final = {
     "queue": "text",
@@ -331,18 +331,23 @@ def _interruptible() -> Iterator[asyncio.Event]:
 
 async def _seen(connection: Connection, queue: str, wanted: Wanted) -> AsyncIterator[tuple[Envelope | None, Death | None]]:
     """Dead messages of a queue, oldest first; None for a message that cannot be read."""
-    broker = connection.message_broker
+    broker, seen = connection.message_broker, 0
     if Capability.BROWSE in broker.capabilities:
-        async for browsed in broker.browse(queue, MessageCategory.DEAD, limit=1 << 62):
-            if wanted.fits(browsed):
-                yield browsed.envelope, browsed.death
-        return
-    for delivery in await redrive.held(connection, queue, wanted.topics, _HAND):
-        if wanted.died_in_time(delivery.death):
-            try:
-                yield delivery.envelope, delivery.death
-            except RepidError:
-                yield None, delivery.death
+        try:
+            async for browsed in broker.browse(queue, MessageCategory.DEAD, limit=1 << 62):
+                seen += 1
+                if wanted.fits(browsed):
+                    yield browsed.envelope, browsed.death
+        except CodecError:  # of the next one; those in hand can be told one by one
+            pass
+        else:
+            return
+    for delivery in (await redrive.held(connection, queue, _HAND))[seen:]:
+        envelope = envelope_of(delivery)
+        if wanted.died_in_time(delivery.death) and (
+            not wanted.topics or (envelope is not None and envelope.key.topic in wanted.topics)
+        ):
+            yield envelope, delivery.death
 
 
 def _row(queue: str, envelope: Envelope | None, death: Death | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pkgutil import resolve_name
 from typing import Any, Final, NoReturn
@@ -73,44 +74,45 @@ def debug_option() -> click.Option:
 
 
 class LazyGroup(click.Group):
-    """A group with a table of its subcommands, and those of the plugins where it is the outermost.
+    """A group with a table of its subcommands.
 
     Args:
         commands_by_name: Name to "module:attribute".
+        with_plugins: Whether those that plugins add are in it too.
         arguments: As `click.Group`.
     """
 
-    def __init__(self, *args: Any, commands_by_name: Mapping[str, str], **arguments: Any) -> None:
+    def __init__(self, *args: Any, commands_by_name: Mapping[str, str], with_plugins: bool = False, **arguments: Any) -> None:
         super().__init__(*args, **arguments)
-        self._table = commands_by_name
+        self._table, self._with_plugins = commands_by_name, with_plugins
         self._added: dict[str, click.Command] | None = None  # by plugins
         self.params.append(debug_option())
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*self._table, *sorted({*self.commands, *self._of_plugins(ctx)} - set(self._table))]
+        return [*self._table, *sorted({*self.commands, *self._of_plugins()} - set(self._table))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if (target := self._table.get(cmd_name)) is not None:
             command: click.Command = resolve_name(target)
             return command
-        return super().get_command(ctx, cmd_name) or self._of_plugins(ctx).get(cmd_name)
+        return super().get_command(ctx, cmd_name) or self._of_plugins().get(cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         if ctx.parent is not None:
             return super().invoke(ctx)
         try:
             return super().invoke(ctx)
-        except (RepidError, KeyboardInterrupt) as error:
+        except (RepidError, Failure, KeyboardInterrupt) as error:
             if ctx.meta.get(_DEBUG):
-                raise
+                traceback.print_exception(error)
             explain(error)
 
-    def _of_plugins(self, ctx: click.Context) -> dict[str, click.Command]:
+    def _of_plugins(self) -> dict[str, click.Command]:
         """The commands that plugins add. One that is broken adds none; `repid plugins` says why."""
-        if ctx.parent is not None:
-            return {}
         if self._added is None:
             self._added = {}
+            if not self._with_plugins:
+                return self._added
             for command in plugins().commands():
                 if command.name:
                     self._added.setdefault(command.name, command)
@@ -122,4 +124,6 @@ def explain(error: BaseException) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         sys.exit(INTERRUPTED)
+    if isinstance(error, Failure):
+        raise error
     raise Failure(str(error), USAGE if isinstance(error, ConfigError | UsageError) else PROBLEM) from error

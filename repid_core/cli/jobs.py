@@ -51,10 +51,14 @@ _RESULT = {
 @click.option(
     "--args", "args_text", metavar="JSON", help="The arguments: an object by name, an array by position; @FILE, or - for stdin."
 )
-@click.option("--queue", "-q", type=QUEUE, default="default", show_default=True)
+@click.option("--queue", "-q", type=QUEUE, default="default", show_default=True, help="Where it goes.")
 @click.option("--delay", type=DURATION, help="Not before this time from now: '30 s', '2 hours', PT15M.")
 @click.option(
-    "--priority", type=click.Choice([priority.name.lower() for priority in Priority]), default="medium", show_default=True
+    "--priority",
+    type=click.Choice([priority.name.lower() for priority in Priority]),
+    default="medium",
+    show_default=True,
+    help="Higher goes first.",
 )
 @click.option("--id", "id_", help="An id of its own, unique in the queue while it is live.")
 @click.option("--retries", type=click.IntRange(0), default=0, show_default=True, help="Attempts after a failed one.")

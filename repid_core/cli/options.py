@@ -129,7 +129,8 @@ def loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
         if loop == "auto":
             return None
         raise Failure("--loop uvloop: uvloop is not installed: pip install uvloop", USAGE) from None
-    return uvloop.new_event_loop
+    made: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return made
 
 
 async def queue_names(broker: MessageBroker, given: Sequence[str]) -> list[str]:

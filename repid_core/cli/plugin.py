@@ -204,10 +204,10 @@ def _show(done: int, of: int) -> None:
 def _warn_of_long_leases(target: plugin_target.Target) -> None:
     for section in target.sections:
         if section.kind is Kind.MESSAGE_BROKER and (lease := section.build().limits.lease) > timedelta(seconds=2):
-            hint = ' or --set lease="1 s"' if "lease" in keys_of(type(section.settings)) else ""
+            hint = ', or --set lease="1 s"' if "lease" in keys_of(type(section.settings)) else ""
             click.echo(
-                f"the lease of {section.path} is {lease.total_seconds():g} s; some tests wait for it, one ten times over: "
-                f"it goes faster with --in-process, if it has no server,{hint}",
+                f"the lease of {section.path} is {lease.total_seconds():g} s, and some tests wait for it, one ten times over; "
+                f"it goes faster with --in-process, if there is no server{hint}",
                 err=True,
             )
 

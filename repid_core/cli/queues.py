@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any, Final
 
 import click
@@ -108,7 +109,11 @@ def stats(
     async def work(_: Connection, broker: MessageBroker) -> None:
         await _show(broker, queues, interval, number, as_json=as_json)
 
-    on_broker(connect, lambda connection: connection.message_broker, work)
+    try:
+        on_broker(connect, lambda connection: connection.message_broker, work)
+    except KeyboardInterrupt:
+        if not watch:
+            raise
 
 
 async def _show(broker: MessageBroker, given: Sequence[str], interval: timedelta, samples: int, *, as_json: bool) -> None:
@@ -130,8 +135,8 @@ async def _show(broker: MessageBroker, given: Sequence[str], interval: timedelta
     await _live(broker, given, interval, samples)
 
 
-def _numbers(samples: int) -> Any:
-    return range(samples) if samples else iter(int, 1)
+def _numbers(samples: int) -> Iterable[int]:
+    return range(samples) if samples else count()
 
 
 async def _live(broker: MessageBroker, given: Sequence[str], interval: timedelta, samples: int) -> None:
@@ -149,10 +154,8 @@ async def _live(broker: MessageBroker, given: Sequence[str], interval: timedelta
                 trouble = f"{datetime.now().astimezone():%X}  {error}"
             if sample is not None:
                 titles, rows = sample.table()
-                live.update(
-                    made(titles, rows, caption=trouble or f"{sample.at.astimezone():%X}, every {interval}; Ctrl-C ends"),
-                    refresh=True,
-                )
+                caption = trouble or f"{sample.at.astimezone():%X}, every {interval.total_seconds():g} s; Ctrl-C ends"
+                live.update(made(titles, rows, right=titles[1:], caption=caption), refresh=True)
             elif trouble is not None:
                 raise Failure(trouble)
             with suppress(TimeoutError):

@@ -8,7 +8,7 @@ broker puts it back. The same command goes on where the last one ended.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Final
@@ -80,13 +80,19 @@ class Tally:
 
 
 async def count(connection: Connection, queue: str, wanted: Wanted) -> int | None:
-    """How many are meant; None if the broker cannot tell, or cannot list them."""
+    """How many are meant; None if the broker cannot tell, or cannot list them, or one among them cannot be read."""
     broker = connection.message_broker
     if wanted.is_all:
         return (await broker.queue_stats(queue)).dead
     if Capability.BROWSE not in broker.capabilities:
         return None
-    return sum([1 async for browsed in broker.browse(queue, MessageCategory.DEAD, limit=_ALL) if wanted.fits(browsed)])
+    found = 0
+    try:
+        async for browsed in broker.browse(queue, MessageCategory.DEAD, limit=_ALL):
+            found += wanted.fits(browsed)
+    except CodecError:
+        return None
+    return found
 
 
 async def each(
@@ -122,16 +128,19 @@ async def each(
             deliveries = await _receive(consumer, min(_BATCH, room), stop)
             if not deliveries:
                 break
-            await asyncio.gather(*(_settle(delivery, connection, wanted, settle, tally) for delivery in deliveries))
+            steps = (_settle(delivery, connection, wanted, settle, tally) for delivery in deliveries)
+            ended = await asyncio.gather(*steps, return_exceptions=True)
             progress(tally)
+            if failures := [failure for failure in ended if failure is not None]:
+                raise failures[0]
     finally:
         await consumer.close()
     return tally
 
 
-async def held(connection: Connection, queue: str, topics: Collection[str], limit: int) -> list[Delivery]:
+async def held(connection: Connection, queue: str, limit: int) -> list[Delivery]:
     """Look at up to `limit` dead messages where the broker cannot list them: they are taken, and given back."""
-    consumer = connection.message_broker.consumer(queue, topics or None, prefetch=limit, category=MessageCategory.DEAD)
+    consumer = connection.message_broker.consumer(queue, None, prefetch=limit, category=MessageCategory.DEAD)
     seen: list[Delivery] = []
     try:
         await consumer.start()

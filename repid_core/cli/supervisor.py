@@ -209,7 +209,7 @@ class Supervisor:
         if await self._within(patience, ended):
             if ended.result() not in {DONE, -signal.SIGTERM}:
                 logger.error("%s %s", child, child.end())
-                self._status = PROBLEM
+                self._status = self._status or PROBLEM
             return
         logger.error("%s does not end, and is killed: what it ran is given to others when its lease is over", child)
         self._status = PROBLEM
@@ -238,4 +238,5 @@ def _changes(folders: Sequence[Path]) -> AsyncIterator[Collection[tuple[Any, str
         from watchfiles import PythonFilter, awatch  # noqa: PLC0415 — optional
     except ImportError:
         raise Failure("--reload needs watchfiles: pip install watchfiles", USAGE) from None
-    return awatch(*folders, watch_filter=PythonFilter())
+    changes: AsyncIterator[Collection[tuple[Any, str]]] = awatch(*folders, watch_filter=PythonFilter())
+    return changes

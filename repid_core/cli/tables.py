@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from io import StringIO
 from types import TracebackType
 from typing import Any, Self
@@ -14,11 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 
-def made(titles: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None) -> Table:
-    """A table; numbers stand to the right, and None is a dash. No text is read as markup."""
+def made(
+    titles: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Collection[str] = (), caption: str | None = None
+) -> Table:
+    """A table; numbers, and the columns that `right` names, stand to the right; None is a dash. No text is read as markup."""
     grid = Table(box=None, pad_edge=False, header_style="bold", show_header=any(titles), caption=caption, caption_justify="left")
     for index, title in enumerate(titles):
-        number = any(isinstance(row[index], int | float) for row in rows)
+        number = title in right or any(isinstance(row[index], int | float) for row in rows)
         grid.add_column(title, justify="right" if number else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(_cell(value)) for value in row))

@@ -104,4 +104,4 @@ def _without(module: Any, module_name: str, name: str, kinds: tuple[type, ...]) 
 
 def _a(value: object) -> str:
     kind = type(value).__name__
-    return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
+    return f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"

@@ -87,7 +87,13 @@ class Plan:
     show_default=True,
     help="none: the application's.",
 )
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="The least that is logged.",
+)
 @click.option("--child", hidden=True, metavar="N/M", help="Which of the supervisor's workers this is.")
 def worker(targets_: tuple[str, ...], processes: int | None, reload: bool, child: str | None, **options: Any) -> None:
     """Run the jobs of routers.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
@@ -354,7 +353,7 @@ class RedisMessageBroker(MessageBroker):
         if self.settings.mode == "cluster":  # each node would have to be asked
             return None
         start, names = f"{self.settings.prefix}:{{".encode(), set[str]()
-        async for key in self._keys(_literal(f"{self.settings.prefix}:{{") + "*}:*"):
+        async for key in self._keys(f"{self.settings.prefix}:{{*}}:*"):
             names.add(key.removeprefix(start).partition(b"}")[0].decode())
         return sorted(names)
 
@@ -415,11 +414,6 @@ class RedisMessageBroker(MessageBroker):
                     yield Browsed(after, decode(record, member.decode().partition("\n")[2], queue))
             if not found:
                 return
-
-
-def _literal(text: str) -> str:
-    """The text as a pattern that means itself."""
-    return re.sub(r"([][*?\\^-])", r"\\\1", text)
 
 
 def _as_enqueue_error(outcome: Any) -> Enqueued | EnqueueError:
