@@ -29,7 +29,7 @@ def plugin() -> None:
     short_help="Write the package of a new plugin.",
     examples=[
         "repid plugin new repid-acme --kind message-broker,bucket-broker --install",
-        "repid plugin test repid-acme --in-process",
+        "repid plugin new repid-toml --kind serializer --license Apache-2.0 --author 'Ada Byron' --directory ~/src",
     ],
 )
 @click.argument("name")
@@ -100,6 +100,7 @@ def _install(target: Path) -> None:
     cls=Command,
     short_help="Hold an installed plugin to the contract.",
     examples=[
+        "repid plugin test repid-acme --in-process",
         'repid plugin test repid-redis --url redis://localhost/9 --set lease="1 s"',
         "repid plugin test repid-acme --config repid.toml --report conformance.json",
     ],

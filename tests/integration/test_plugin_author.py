@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -11,11 +12,13 @@ import time
 import venv
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
 
 from repid_core.cli.scaffold import KINDS, render
+from repid_core.config import SECTIONS
 from tests.integration import packages
 
 ALL = ",".join(KINDS)
@@ -129,6 +132,29 @@ def test_each_kind_alone_is_found_and_green(name: str, written: dict[str, Path])
     assert done.returncode == 0, done.stdout
     assert "promises kept" in done.stdout
     assert "broken" not in done.stdout
+
+
+def test_its_readme_is_right_about_the_configuration_and_the_settings(written: dict[str, Path], tmp_path: Path) -> None:
+    folder = written["repid-acme"]
+    readme = (folder / "README.md").read_text("utf-8")
+    [config] = re.findall(r"^```toml\n# repid.toml\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    (tmp_path / "repid.toml").write_text(config, "utf-8")
+    code = """
+        import json
+        from repid_core.config import load
+        from repid_core.settings import keys_of
+
+        found = load("repid.toml").sections
+        print(json.dumps({path: [section.backend.name, keys_of(type(section.settings))] for path, section in found.items()}))
+    """
+    done = run([sys.executable, "-c", dedent(code)], tmp_path, packages.environment(folder))
+    assert done.returncode == 0, done.stderr
+    sections = json.loads(done.stdout)
+    assert set(sections) == {*SECTIONS, "middlewares[0]"}
+    assert {name for name, _ in sections.values()} == {"acme"}
+    documented = re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE)
+    kinds = ["message_broker", "args_bucket_broker", "serializer", "converter", "middlewares[0]"]
+    assert documented == [key for kind in kinds for key in sections[kind][1]]
 
 
 def hold(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
