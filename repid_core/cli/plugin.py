@@ -64,7 +64,7 @@ def new(name: str, kinds: tuple[str, ...], license_: str, author: str | None, di
     except scaffold.ScaffoldError as error:
         raise Failure(str(error), USAGE) from error
     click.echo(f"wrote {target}: {len(files)} files\n")
-    for file in files:
+    for file in sorted(files):
         click.echo(f"  {file}")
     if install:
         _install(target)
@@ -139,6 +139,11 @@ def _install(target: Path) -> None:
     is_flag=True,
     help="Its brokers keep all in memory, and go by the clock that they are given: the tests move it instead of waiting.",
 )
+@click.option(
+    "--no-prefix",
+    is_flag=True,
+    help="Its brokers have no setting prefix: let the tests work in the very place that the url names, and delete what is there.",
+)
 @click.option("--deviation", "deviations", multiple=True, metavar="TEST=WHY", help="A test that it does not keep by design.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write all findings to this file, as JSON.")
 @json_option
@@ -152,6 +157,7 @@ def test(
     report: Path | None,
     *,
     in_process: bool,
+    no_prefix: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -166,6 +172,8 @@ def test(
     from repid_core.testing.conformance import installed  # noqa: PLC0415 — it needs pytest
 
     target = plugin_target.find(name, config, url, _pairs("--set", sets))
+    if not no_prefix:
+        plugin_target.check_prefix(target)
     if not in_process:
         _warn_of_long_leases(target)
     found = installed.run(

@@ -55,6 +55,21 @@ def find(name: str, config: Path | None, url: str | None, settings: Mapping[str,
     return Target(infos[0].distribution, infos[0].version, sections)
 
 
+def check_prefix(target: Target) -> None:
+    """Let no test near what is in use: a broker has a prefix for the tests, or is inside this process.
+
+    Raises:
+        ConfigError: It has a server, and no prefix.
+    """
+    for section in target.sections:
+        keys = keys_of(type(section.settings))
+        if section.kind in (Kind.MESSAGE_BROKER, Kind.BUCKET_BROKER) and "url" in keys and "prefix" not in keys:
+            raise ConfigError(
+                f"{section.path} has no setting prefix, so that its tests would delete what is where its url points: "
+                "name a place that is for tests alone with --url, and say --no-prefix",
+            )
+
+
 def _plugins(name: str) -> list[PluginInfo]:
     """The modules of the distribution that is meant."""
     report = plugins().report()

@@ -70,7 +70,7 @@ def files_of(page: Path) -> dict[str, str]:
     return files
 
 
-PLUGINS = {page: files for page in PAGES if "pyproject.toml" in (files := files_of(page))}
+PLUGINS = {page: files for page in PAGES if "entry-points" in (files := files_of(page)).get("pyproject.toml", "")}
 Suites = Mapping[Path, "subprocess.Popen[str]"]
 
 

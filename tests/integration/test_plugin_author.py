@@ -187,6 +187,18 @@ def test_settings_come_from_a_file_from_the_url_and_from_the_command_line(writte
     assert declared("--url", "only-bucket-broker://there", "--config", str(config))
 
 
+def test_a_server_without_a_prefix_is_left_alone_unless_that_is_meant(tmp_path: Path) -> None:
+    files = render("repid-shared", ["bucket-broker"])
+    module = "repid_shared/bucket_broker.py"
+    files[module] = files[module].replace('    prefix: str = ""\n', "").replace("self.settings.prefix + ", "")
+    folder = packages.write(tmp_path, files)
+    done = hold(folder, "repid-shared", "--in-process")
+    assert done.returncode == 2
+    assert "bucket broker 'shared' has no setting prefix, so that its tests would delete" in done.stderr
+    done = hold(folder, "repid-shared", "--in-process", "--quiet", "--url", "shared://for/tests", "--no-prefix")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_broken_promise_is_told_with_what_was_seen_and_ends_in_status_1(tmp_path: Path) -> None:
     files = render("repid-forgetful", ["bucket-broker"])
     module = "repid_forgetful/bucket_broker.py"
