@@ -199,6 +199,21 @@ def test_a_server_without_a_prefix_is_left_alone_unless_that_is_meant(tmp_path: 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_each_test_works_under_a_prefix_of_its_own(tmp_path: Path) -> None:
+    files = render("repid-shy", ["bucket-broker"])
+    module = "repid_shy/bucket_broker.py"
+    wary = """
+        if not settings.prefix.startswith("mine:test-"):
+            raise ValueError(f"{settings.prefix!r} is in use")
+    """
+    files[module] = files[module].replace(
+        "        self.settings = settings\n", f"{wary.rstrip()}\n        self.settings = settings\n"
+    )
+    folder = packages.write(tmp_path, files)
+    done = hold(folder, "repid-shy", "--in-process", "--quiet", "--set", "prefix=mine:")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_broken_promise_is_told_with_what_was_seen_and_ends_in_status_1(tmp_path: Path) -> None:
     files = render("repid-forgetful", ["bucket-broker"])
     module = "repid_forgetful/bucket_broker.py"
