@@ -13,7 +13,6 @@ from attrs import frozen
 
 from repid_core.abc import Broker, BucketBroker, Converter, MessageBroker, Serializer
 from repid_core.clock import SYSTEM_CLOCK, Clock
-from repid_core.config import from_urls, load
 from repid_core.data import Capability, Enqueued, Envelope, Priority, Receipt
 from repid_core.defaults import Config
 from repid_core.errors import (
@@ -122,6 +121,8 @@ class Connection:
             ConfigError: There is no configuration, or its file cannot be read.
             SettingsError: It is not valid; its `problems` list everything that is wrong, each with its path.
         """
+        from repid_core.config import load  # noqa: PLC0415 — who makes the brokers by hand can spare it
+
         return cls(**load(source, environ).parts())
 
     @classmethod
@@ -150,6 +151,8 @@ class Connection:
         Raises:
             SettingsError: They are not valid; its `problems` list everything that is wrong.
         """
+        from repid_core.config import from_urls  # noqa: PLC0415 — as above
+
         urls = {"message_broker": message_broker, "args_bucket_broker": args, "results_bucket_broker": results}
         parts = from_urls(args_bucket_threshold, **urls).parts()
         return cls(**parts | {"middlewares": middlewares, "serializer": serializer, "converter": converter})

@@ -245,7 +245,7 @@ def _for_each(
                     emit({"queue": queue, "matching": matching, "dry_run": False, verb: tally.done} | facts)
                 else:
                     _told(queue, tally, verb, left)
-                if tally.live or tally.unreadable or tally.lost or tally.full:
+                if not tally.is_whole:
                     status = PROBLEM
                 if stop.is_set():
                     click.echo("Interrupted: nothing is lost, and the same command goes on from here.", err=True)

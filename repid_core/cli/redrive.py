@@ -74,6 +74,11 @@ class Tally:
     full: bool = False
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all that are meant were settled."""
+        return not (self.live or self.unreadable or self.lost or (self.full and not self.younger))
+
+    @property
     def passed_over(self) -> int:
         """How many are in hand to the end, so that they do not come again."""
         return self.live + self.unreadable + self.younger

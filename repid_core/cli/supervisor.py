@@ -25,6 +25,7 @@ _GRACE: Final = 25.0  # seconds that a worker wants for its jobs, as long as it 
 _MARGIN: Final = 15.0  # seconds that it may take beyond, to give back what is left and to disconnect
 _RELOAD: Final = 3.0  # seconds that jobs get when the code has changed
 _HURRY: Final = 5.0  # seconds from a second signal to the end, before the process is killed
+_AGAIN: Final = signal.SIGINT  # not SIGTERM, of which two may arrive as one
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM))
 
 
@@ -136,7 +137,7 @@ class Supervisor:
             self._stop()
         elif self._signals == 2:
             logger.warning("%s again: what workers run is given back at once", name)
-            self._send_all(signal.SIGTERM)
+            self._send_all(_AGAIN)
         else:
             logger.error("%s once more: workers are killed", name)
             self._killing.set()
@@ -202,7 +203,7 @@ class Supervisor:
         if self._changed.is_set() and not self._stopping:
             if await self._within(_RELOAD, ended):
                 return
-            child.send(signal.SIGTERM)
+            child.send(_AGAIN)
             patience = _HURRY
         else:
             patience = child.grace + _MARGIN

@@ -215,12 +215,12 @@ async def test_the_same_application_runs_on(
     assert await application(config) == {"brew": "2 cups of arabica", "wipe": "clean", "left": (0, 0, 1)}
 
 
-def test_every_plugin_that_is_here_is_installed_or_none() -> None:
+def test_every_plugin_that_is_here_is_installed() -> None:
     """Else a combination would be left out, and nobody would notice."""
     here = {path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml")}
     installed = {info.distribution for info in Plugins().report()} & here
-    if not installed:
-        pytest.skip("core is alone")
+    if not os.environ.get("CI") and installed != here:
+        pytest.skip(f"not installed: {', '.join(sorted(here - installed))}")
     assert installed == here
 
 

@@ -305,6 +305,9 @@ def test_what_could_not_be_read_is_no_second_error() -> None:
     with pytest.raises(SettingsError) as caught:
         structure(Checked, {"url": UNREADABLE})
     assert caught.value.problems == ()
+    with pytest.raises(SettingsError) as caught:
+        structure(Settings, {"names": ["a", UNREADABLE], "by_name": {"a": UNREADABLE}, "whole": "x"})
+    assert caught.value.problems == ("whole: expected a whole number, got 'x'",)
 
 
 @pytest.mark.parametrize(

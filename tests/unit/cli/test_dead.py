@@ -169,3 +169,18 @@ def test_one_that_cannot_be_read_is_listed_and_left_and_can_be_removed(shop, mon
     assert result.stdout == "mail: 2 dead jobs retried, 1 left\n"
     assert "1 left, for they cannot be read" in result.stderr
     assert shop("dead", "purge", "-q", "mail", "--yes").stdout == "mail: 1 dead job purged, 0 left\n"
+
+
+def test_more_than_a_hand_holds_that_are_to_be_left(shop, monkeypatch):
+    """Younger ones come last, so behind a handful of them there is nothing that is meant; others may hide what is."""
+    monkeypatch.setattr(InMemoryMessageBroker, "capabilities", frozenset(Capability) - {Capability.BROWSE})
+    monkeypatch.setattr("repid_core.cli.redrive._WINDOW", 10)
+    ids = [f"id{number}" for number in range(25)]
+    shop.bury(*ids)
+    assert shop("dead", "retry", "-q", "mail", "--older-than", "1 h").output == "mail: 0 dead jobs retried, 25 left\n"
+    for id_ in ids:
+        shop("enqueue", "greet", "-q", "mail", "--id", id_)
+    result = shop("dead", "retry", "-q", "mail", status=1)
+    assert result.stdout == "mail: 0 dead jobs retried, 25 left\n"
+    assert "the others cannot be reached" in result.stderr
+    assert shop.ids(DEAD) == ids
