@@ -1,4 +1,4 @@
-"""What plugins are written against: every public name and signature is the one that `golden/plugin_api.txt` has.
+"""What plugins are written against: every public name and signature is the one that `plugin_api.txt` has.
 
 Whoever means a change writes the file anew, and looks at the difference before it is committed::
 
@@ -24,7 +24,7 @@ import pytest
 
 from repid_core.testing.conformance.suite import ConformanceSuite
 
-GOLDEN = Path(__file__).parent / "golden" / "plugin_api.txt"
+GOLDEN = Path(__file__).with_name("plugin_api.txt")
 #: What is neither class nor function.
 OTHERS = {"repid_core.data": {"OnDuplicate", "Size"}, "repid_core.hookspecs": {"ENTRY_POINT_GROUP", "hookimpl", "hookspec"}}
 FIXTURES = {"converter_class", "make_broker", "make_middleware", "serializer"}
