@@ -22,6 +22,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "dead": "repid_core.cli.dead:dead",
     "plugins": "repid_core.cli.diagnosis:plugins",
     "check": "repid_core.cli.diagnosis:check",
+    "plugin": "repid_core.cli.plugin:plugin",
 }
 """Name to "module:attribute"; listed in this order."""
 
