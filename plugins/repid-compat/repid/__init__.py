@@ -12,62 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repid_core import (
-    INJECTED,
-    Backend,
-    Broker,
-    Browsed,
-    BucketBroker,
-    Capability,
-    Config,
-    Connection,
-    Consumer,
-    ConversionError,
-    Converter,
-    Death,
-    DeathReason,
-    Delivery,
-    Depends,
-    DuplicateJobError,
-    Enqueued,
-    EnqueueError,
-    EnqueueManyError,
-    Envelope,
-    HealthCheckServerSettings,
-    InMemoryBucketBroker,
-    InMemoryMessageBroker,
-    InvalidActorError,
-    InvalidJobError,
-    Job,
-    JobFailedError,
-    Limits,
-    Message,
-    MessageBroker,
-    MessageCategory,
-    MessageDependency,
-    Middleware,
-    Parameters,
-    Priority,
-    Queue,
-    QueueStats,
-    Receipt,
-    Repid,
-    RepidError,
-    ResultBucket,
-    ResultTimeoutError,
-    RetryPolicy,
-    Router,
-    RouterDefaults,
-    RoutingKey,
-    Serializer,
-    UnsupportedFeatureError,
-    Worker,
-    WorkerSummary,
-    __version__,
-    default_retry_policy_factory,
-    hookimpl,
-    hookspec,
-)
+import repid_core
+from repid_core import *  # noqa: F403 — all of it, and whatever will be added
+from repid_core import __version__
 
 if TYPE_CHECKING:
     from repid_msgspec import MsgpackSerializer as MsgpackSerializer
@@ -81,62 +28,8 @@ if TYPE_CHECKING:
     from repid_s3 import S3BucketBroker as S3BucketBroker
     from repid_s3 import S3BucketBrokerSettings as S3BucketBrokerSettings
 
-__all__ = [  # of core alone: a star imports no client library
-    "INJECTED",
-    "Backend",
-    "Broker",
-    "Browsed",
-    "BucketBroker",
-    "Capability",
-    "Config",
-    "Connection",
-    "Consumer",
-    "ConversionError",
-    "Converter",
-    "Death",
-    "DeathReason",
-    "Delivery",
-    "Depends",
-    "DuplicateJobError",
-    "EnqueueError",
-    "EnqueueManyError",
-    "Enqueued",
-    "Envelope",
-    "HealthCheckServerSettings",
-    "InMemoryBucketBroker",
-    "InMemoryMessageBroker",
-    "InvalidActorError",
-    "InvalidJobError",
-    "Job",
-    "JobFailedError",
-    "Limits",
-    "Message",
-    "MessageBroker",
-    "MessageCategory",
-    "MessageDependency",
-    "Middleware",
-    "Parameters",
-    "Priority",
-    "Queue",
-    "QueueStats",
-    "Receipt",
-    "Repid",
-    "RepidError",
-    "ResultBucket",
-    "ResultTimeoutError",
-    "RetryPolicy",
-    "Router",
-    "RouterDefaults",
-    "RoutingKey",
-    "Serializer",
-    "UnsupportedFeatureError",
-    "Worker",
-    "WorkerSummary",
-    "__version__",
-    "default_retry_policy_factory",
-    "hookimpl",
-    "hookspec",
-]
+__all__ = ["__version__"]
+__all__ += repid_core.__all__  # of core alone: a star imports no client library
 
 _PLUGINS = {
     "repid_msgspec": ("MsgpackSerializer", "MsgspecJsonSerializer"),
@@ -171,7 +64,7 @@ def _refuse_a_mixture() -> None:
 _refuse_a_mixture()
 
 
-def __getattr__(name: str) -> Any:
+def _of_plugin(name: str) -> Any:
     if (plugin := _HOMES.get(name)) is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
@@ -182,6 +75,10 @@ def __getattr__(name: str) -> Any:
         install = plugin.replace("_", "-")
         raise ImportError(f"{name} comes with {install}, which is not installed: pip install {install}", name=plugin) from error
     return getattr(module, name)
+
+
+if not TYPE_CHECKING:  # or type checkers would find any name here
+    __getattr__ = _of_plugin
 
 
 def __dir__() -> list[str]:

@@ -18,6 +18,7 @@ PLUGINS = ("repid_msgspec", "repid_rabbitmq", "repid_redis", "repid_s3")
 
 def test_every_name_of_core_is_here_and_the_same() -> None:
     assert {*repid_core.__all__, "__version__"} == set(repid.__all__)
+    assert repid.Job is repid_core.Job
     assert all(getattr(repid, name) is getattr(repid_core, name) for name in repid.__all__)
 
 
