@@ -23,7 +23,7 @@ from repid_core.errors import (
     PayloadTooLargeError,
     ResultTimeoutError,
 )
-from repid_s3 import lifecycle
+from repid_s3 import lifecycle, skew
 from repid_s3.client import Client
 from repid_s3.errors import code_of, explained
 from repid_s3.settings import S3BucketBrokerSettings
@@ -92,7 +92,7 @@ class S3BucketBroker(BucketBroker):
         client = Client(self.settings, self._session)
         try:
             await self._explained("HeadBucket", client.open())
-            await self._explained("HeadBucket", client.run(lambda s3: s3.head_bucket(**self._in_bucket)))
+            await self._explained("HeadBucket", client.run(self._look))
             if self.settings.lifecycle != "off" and self.settings.retention != "none":
                 await client.run(partial(lifecycle.see_to, settings=self.settings))
         except BaseException:
@@ -156,6 +156,12 @@ class S3BucketBroker(BucketBroker):
         return data
 
     # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _look(self, s3: Any) -> None:
+        """Whether the bucket is there; the server's time comes with the answer."""
+        before = datetime.now(UTC)
+        reply = s3.head_bucket(**self._in_bucket)
+        skew.see_to(reply["ResponseMetadata"]["HTTPHeaders"].get("date"), before, datetime.now(UTC), self._place)
 
     def _key(self, id_: str) -> str:
         """The object's key: no two ids have the same, and none is outside of the prefix, whatever a server makes of dots."""

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from repid_s3 import S3BucketBroker, S3BucketBrokerSettings, lifecycle
 from repid_s3.commands import s3
-from servers import Stub, refusal, reply, session
+from servers import Stub, on_both_servers, refusal, reply, session
 
 SETTINGS = S3BucketBrokerSettings("s3://bucket/jobs/")
 A, B = {"Key": "a", "Value": "1"}, {"Key": "b", "Value": "2"}
@@ -184,6 +184,7 @@ async def connected(place: str, **settings: Any) -> None:
     await broker.disconnect()
 
 
+@on_both_servers
 async def test_connecting_adds_our_rules(client: Any, place: str) -> None:
     put(client, place, THEIRS)
     await connected(place)
@@ -193,6 +194,7 @@ async def test_connecting_adds_our_rules(client: Any, place: str) -> None:
     assert found["theirs"] == THEIRS
 
 
+@on_both_servers
 async def test_rules_that_were_changed_are_put_right(client: Any, place: str) -> None:
     await connected(place)
     found = rules_of(client, place)
@@ -202,6 +204,7 @@ async def test_rules_that_were_changed_are_put_right(client: Any, place: str) ->
     assert rules_of(client, place) == {**found, "theirs": THEIRS}
 
 
+@on_both_servers
 async def test_checking_says_what_is_missing(client: Any, place: str, caplog: pytest.LogCaptureFixture) -> None:
     put(client, place, {**THEIRS, "Filter": {"Prefix": ""}})
     await connected(place, lifecycle="check")
@@ -213,6 +216,7 @@ async def test_checking_says_what_is_missing(client: Any, place: str, caplog: py
     assert not caplog.records
 
 
+@on_both_servers
 async def test_many_at_once(client: Any, place: str) -> None:
     """Each has a prefix of its own, and writes over what the others have written: all rules are there in the end."""
     put(client, place, THEIRS)
@@ -223,6 +227,7 @@ async def test_many_at_once(client: Any, place: str) -> None:
     assert len(found) == 1 + 4 * 4
 
 
+@on_both_servers
 async def test_what_another_has_written_over_is_written_again(client: Any, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write, rivals = lifecycle.write, [THEIRS]
 
@@ -297,6 +302,7 @@ def run(monkeypatch: pytest.MonkeyPatch, place: str) -> Callable[..., Any]:
     return run
 
 
+@on_both_servers
 def test_the_command(run: Callable[..., Any], client: Any, place: str) -> None:
     put(client, place, THEIRS)
     shown = run("show")
@@ -323,6 +329,7 @@ def test_the_command_says_what_is_wrong(run: Callable[..., Any]) -> None:
     assert "nothing listens there" in missing.output
 
 
+@on_both_servers
 def test_removing_the_last_rules(run: Callable[..., Any], client: Any, place: str) -> None:
     assert run("apply", "--yes", "--ttl-days", "1").exit_code == 0
     assert run("remove", "--yes").exit_code == 0

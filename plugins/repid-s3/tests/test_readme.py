@@ -29,7 +29,7 @@ def test_the_table_is_that_of_the_settings() -> None:
 
 
 @pytest.mark.wheel
-def test_the_program_runs(client: Any, place: str, s3_url: str) -> None:
+def test_the_program_runs(client: Any, place: str) -> None:
     [program] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     program = program.replace("s3://my-bucket/my-app/", place)
     environment = {
