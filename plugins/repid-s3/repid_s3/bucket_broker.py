@@ -8,6 +8,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from hashlib import sha256
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _FORMAT: Final = 1
+_LONGEST_NAME: Final = 255  # bytes; some servers keep objects as files, or what has the same limit
 _MANY: Final = 1000  # keys that S3 deletes in one request
 _DAY: Final = timedelta(days=1)
 _MILLISECOND: Final = timedelta(milliseconds=1)
@@ -166,7 +168,11 @@ class S3BucketBroker(BucketBroker):
     def _key(self, id_: str) -> str:
         """The object's key: no two ids have the same, and none is outside of the prefix, whatever a server makes of dots."""
         name = quote(id_, safe="")
-        return f"{self._place.prefix}{f'%2E{name[1:]}' if name.startswith('.') else name}"
+        if name.startswith("."):
+            name = f"%2E{name[1:]}"
+        if len(name) > _LONGEST_NAME:
+            name = f"~{sha256(id_.encode()).hexdigest()}"  # no id has a tilde
+        return f"{self._place.prefix}{name}"
 
     def _retained(self, ttl: timedelta | None) -> dict[str, str]:
         """What has the storage freed in the end."""

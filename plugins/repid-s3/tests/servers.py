@@ -24,7 +24,6 @@ import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
-
 on_both_servers = pytest.mark.parametrize("s3_url", ["moto", "seaweedfs"], indirect=True)
 
 
@@ -124,10 +123,19 @@ class Seaweed:
         (self.place / "s3.json").write_text(json.dumps({"identities": [identity]}), "utf-8")
         options: dict[str, object] = {
             **self._ports,
-            **{"ip": "127.0.0.1", "ip.bind": "127.0.0.1", "master.telemetry": "false", "dir": self.place},
-            **{"filer": "true", "filer.localSocket": self.place / "filer.sock"},
-            **{"s3": "true", "s3.localSocket": self.place / "s3.sock", "s3.config": self.place / "s3.json"},
-            **{"s3.port.iceberg": 0, "s3.port.lance": 0, "volume.max": 0, "master.volumeSizeLimitMB": 64},
+            "ip": "127.0.0.1",
+            "ip.bind": "127.0.0.1",
+            "master.telemetry": "false",
+            "dir": self.place,
+            "filer": "true",
+            "filer.localSocket": self.place / "filer.sock",
+            "s3": "true",
+            "s3.localSocket": self.place / "s3.sock",
+            "s3.config": self.place / "s3.json",
+            "s3.port.iceberg": 0,
+            "s3.port.lance": 0,
+            "volume.max": 0,
+            "master.volumeSizeLimitMB": 64,
         }
         command = [self.program, "server", *(f"-{name}={value}" for name, value in options.items())]
         with started(command, self.place / "weed.log", self.url):
@@ -149,9 +157,11 @@ class Seaweed:
 
     def shell(self, command: str) -> str:
         """A command of its operators; what it says."""
-        ports = {name: f"127.0.0.1:{self._ports[f'{name}.port']}.{self._ports[f'{name}.port.grpc']}" for name in ("master", "filer")}
+        ports = self._ports
+        master = f"127.0.0.1:{ports['master.port']}.{ports['master.port.grpc']}"
+        filer = f"127.0.0.1:{ports['filer.port']}.{ports['filer.port.grpc']}"
         done = subprocess.run(
-            [self.program, "shell", f"-master={ports['master']}", f"-filer={ports['filer']}"],
+            [self.program, "shell", f"-master={master}", f"-filer={filer}"],
             input=f"{command}\nexit\n",
             capture_output=True,
             text=True,

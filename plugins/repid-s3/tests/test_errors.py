@@ -160,7 +160,10 @@ def test_no_secrets_in_a_repr() -> None:
 @pytest.mark.parametrize(
     ("ahead", "said"),
     [
-        (timedelta(hours=1), r"the clock of this machine is 3[56]\d\d s ahead of that of http://127.*gone that much too early.*NTP"),
+        (
+            timedelta(hours=1),
+            r"clock of this machine is 3[56]\d\d s ahead of that of http://127.*gone that much too early.*NTP",
+        ),
         (timedelta(hours=-1), r"the clock of this machine is 3[56]\d\d s behind that of http://127.*gone that much too late"),
         (timedelta(0), ""),
     ],
