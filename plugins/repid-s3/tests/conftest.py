@@ -25,9 +25,9 @@ def _no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="session")
-def moto_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def moto_url() -> Iterator[str]:
     """moto's server, which forgets nothing and expires nothing."""
-    with moto(tmp_path_factory.mktemp("moto")) as url:
+    with moto() as url:
         yield url
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -78,11 +79,11 @@ def _answers(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def moto(place: Path) -> Iterator[str]:
-    """moto's server; its URL. What it would log goes to a file in `place`."""
+def moto() -> Iterator[str]:
+    """moto's server; its URL."""
     port = free_port()
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with started(command, place / "moto.log", f"http://127.0.0.1:{port}/moto-api/"):
+    with TemporaryDirectory() as place, started(command, Path(place) / "log", f"http://127.0.0.1:{port}/moto-api/"):
         yield f"http://127.0.0.1:{port}"
 
 

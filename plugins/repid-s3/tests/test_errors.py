@@ -7,6 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -17,6 +18,7 @@ from repid_s3 import S3BucketBroker, skew
 from servers import Stub, bucket, free_port, refusal, reply, session
 
 HOUR = timedelta(hours=1)
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
 def reset(_request: Any, link: socket.socket) -> None:
@@ -100,6 +102,11 @@ async def test_errors(case: str, stub: Stub, broker_on: Callable[..., S3BucketBr
         await calls[call]()
     assert isinstance(error.value, BucketConnectionError) is later
     assert error.value.__cause__ is not None
+    operation = {"store": "PutObject", "get": "GetObject", "delete": "DeleteObject"}[call]
+    printed = str(error.value).removeprefix(f"{operation} in bucket 'bucket' of S3 at {stub.url}: ")
+    if case != "reset":  # which the machine reports as one thing or another
+        row = f"| {case} | `{call}_bucket` | {'yes' if later else 'no'} | {printed} |"
+        assert row in README, f"put this into the README:\n{row}"
     assert "a-secret" not in f"{error.value}{error.value.__cause__!r}"
     assert len(stub.requests) == 1 + requests
     await broker.disconnect()

@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from repid_s3 import S3BucketBroker, S3BucketBrokerSettings, lifecycle
 from repid_s3.commands import s3
 from servers import Stub, on_both_servers, refusal, reply, session
 
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 SETTINGS = S3BucketBrokerSettings("s3://bucket/jobs/")
 A, B = {"Key": "a", "Value": "1"}, {"Key": "b", "Value": "2"}
 
@@ -52,6 +54,8 @@ def test_normal_form(given_: dict[str, Any], wanted: dict[str, Any]) -> None:
     made = lifecycle.normal({**rest, **given_})
     assert made == {**rest, "Filter": wanted}
     assert lifecycle.normal(made) == made
+    row = f"| `{json.dumps(given_)}` | `{json.dumps(wanted)}` |"
+    assert row in README, f"put this into the README:\n{row}"
 
 
 TAGS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("12")), max_size=3, unique_by=lambda tag: tag[0])

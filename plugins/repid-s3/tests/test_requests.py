@@ -86,6 +86,15 @@ def _tags(client: Any, name: str, key: str) -> dict[str, str]:
 
 
 @on_both_servers
+async def test_checksums(place: str) -> None:
+    async with Counted(place, checksums="when_supported") as counted:
+        for data in (b"1", b"x" * (2 << 20)):
+            await counted.broker.store_bucket("a", data, HOUR)
+            assert await counted.broker.get_bucket("a") == data
+        await counted.broker.delete_many(["a"])
+
+
+@on_both_servers
 async def test_what_is_kept_for_longer_than_there_are_classes(place: str, caplog: pytest.LogCaptureFixture) -> None:
     async with Counted(place, ttl_days=(1, 2)) as counted:
         for _ in range(2):
