@@ -22,15 +22,27 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import boto3
+import botocore.session
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.loaders import create_loader
 
 on_both_servers = pytest.mark.parametrize("s3_url", ["moto", "seaweedfs"], indirect=True)
 
 
+_DESCRIPTIONS = create_loader()  # of S3, a megabyte of JSON, which each session would read for itself
+
+
 def session() -> Any:
     """Credentials that SeaweedFS knows; moto takes all."""
-    return boto3.Session(aws_access_key_id="an-access-key", aws_secret_access_key="a-secret", region_name="us-east-1")  # noqa: S106
+    core = botocore.session.Session()
+    core.register_component("data_loader", _DESCRIPTIONS)
+    return boto3.Session(
+        aws_access_key_id="an-access-key",
+        aws_secret_access_key="a-secret",  # noqa: S106
+        region_name="us-east-1",
+        botocore_session=core,
+    )
 
 
 def free_port() -> int:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from repid_s3 import S3BucketBroker, S3BucketBrokerSettings, lifecycle
@@ -100,6 +101,7 @@ OBJECTS = [
 ]
 
 
+@examples(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a slow machine finds nothing
 @given(st.lists(st.tuples(MEANINGS, FORMS), max_size=6))
 def test_rules_of_others_keep_their_meaning(rules: list[tuple[dict[str, Any], str]]) -> None:
     document = lifecycle.Document(
