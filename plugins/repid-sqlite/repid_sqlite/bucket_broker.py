@@ -8,6 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
+from attrs import asdict
+
 from repid_core.abc import BucketBroker
 from repid_core.data import Limits
 from repid_core.errors import (
@@ -45,11 +47,7 @@ class SqliteBucketBroker(BucketBroker):
     @classmethod
     def from_settings(cls, settings: SqliteBucketBrokerSettings) -> Self:
         """Make one as configured."""
-        broker = cls(settings.url)
-        broker.__init__(settings.url, **{  # type: ignore[misc]
-            field: getattr(settings, field) for field in SqliteBucketBrokerSettings.__annotations__ if field != "url"
-        })
-        return broker
+        return cls(settings.url, **{name: value for name, value in asdict(settings).items() if name != "url"})
 
     @property
     def _database(self) -> Database:
@@ -102,7 +100,8 @@ class SqliteBucketBroker(BucketBroker):
         names = [self._name(id_) for id_ in ids]
         found: dict[str, bytes] = {}
         for start in range(0, len(names), _AT_ONCE):
-            found |= await self._database.call(buckets.FIND, names[start : start + _AT_ONCE])
+            part = await self._database.call(buckets.FIND, names[start : start + _AT_ONCE])
+            found |= part
         return [found.get(name) for name in names]
 
     async def delete_bucket(self, id_: str) -> None:

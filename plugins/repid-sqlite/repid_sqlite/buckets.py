@@ -39,9 +39,7 @@ def _store(tx: Transaction, request: tuple[str, Sequence[Stored]]) -> None:
 
 def find(tx: Transaction, ids: Sequence[str]) -> dict[str, bytes]:
     """Those of these buckets that are there."""
-    select = (
-        "SELECT id, data FROM buckets WHERE id IN (SELECT value FROM json_each(?)) AND (expires IS NULL OR expires > ?)"
-    )
+    select = "SELECT id, data FROM buckets WHERE id IN (SELECT value FROM json_each(?)) AND (expires IS NULL OR expires > ?)"
     return dict(tx.execute(select, json.dumps(ids), tx.now))
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from repid_core.abc import Consumer, Delivery
 from repid_core.data import MessageCategory
 from repid_core.errors import MessageBrokerError, NotConnectedError
-from repid_sqlite import messages
 from repid_sqlite.delivery import SqliteDelivery
-from repid_sqlite.messages import Taken, Want
+from repid_sqlite.fetching import Taken, Want
 
 if TYPE_CHECKING:
     from repid_sqlite.database import Database
@@ -75,10 +75,8 @@ class SqliteConsumer(Consumer):
             delivery.give_back()
         self._held.clear()
         self._arrived.clear()
-        try:
+        with suppress(MessageBrokerError):  # the file cannot be used now, or the session is over: either way it comes again
             await asyncio.shield(self.broker.detach(self))
-        except MessageBrokerError:
-            pass  # the file cannot be used, or the session is over: either way it comes again
 
     def _ask(self, limit: int) -> None:
         """Want what there is room for, unless something is wanted already."""

@@ -34,6 +34,7 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 
 _logger = logging.getLogger(__name__)
+_LONGEST_INTERVAL = 5.0  # seconds between two looks at the others' leases
 _SPARE_PAGES = 256  # free pages that the file keeps for what comes
 
 
@@ -117,6 +118,7 @@ class Database:
         self._poked = set[bytes]()
         self._asked = False  # to look for everything that is waited for; set by either side, before which the reason is there
         self._next_beat = self._next_poll = 0.0
+        self._interval = _LONGEST_INTERVAL
         self._next_due: int | None = None
         self._version = 0
         self._thread = threading.Thread(target=self._main, name="repid-sqlite", daemon=True)
@@ -235,7 +237,7 @@ class Database:
     def _join(self, tx: Transaction) -> None:
         assert self._links is not None  # noqa: S101 — made before
         self.session = tx.session = sessions.join(tx, self._links.address, self._lease, self._most)
-        self._plan_beat()
+        self._plan_beat(tx)
         for session, address in sessions.others(tx):
             if not self._links.greet(session, address, self.session):
                 self._bury(tx, session)
@@ -369,25 +371,28 @@ class Database:
 
     # Leases
 
-    def _plan_beat(self) -> None:
-        self._next_beat = time.monotonic() + self._lease / 3000
+    def _plan_beat(self, tx: Transaction) -> None:
+        """Renew, and look at the others, three times in the shortest lease that anybody has."""
+        self._interval = min(sessions.shortest_lease(tx) / 3000, _LONGEST_INTERVAL)
+        self._next_beat = time.monotonic() + self._interval
 
     def _beat(self, tx: Transaction) -> None:
         """Renew the lease, and see to sessions that are dead."""
         assert self._links is not None  # noqa: S101 — made before
-        waited = time.monotonic() - self._next_beat
+        waited, interval = time.monotonic() - self._next_beat, self._interval
         sessions.renew(tx, self.session, self._lease)
-        self._plan_beat()
+        self._plan_beat(tx)
         for session, address in sessions.others(tx):
             if session in self._suspects and not self._links.greet(session, address, self.session):
                 self._bury(tx, session)
-        if waited < self._lease / 3000:  # if we had to wait for the lock, so had the others
+        if waited < interval:  # if we had to wait for the lock, so had the others
             for session in sessions.overdue(tx):
                 self._bury(tx, session)
         self._suspects.clear()
         [spare] = self._db.execute("PRAGMA freelist_count").fetchone()
         if spare > _SPARE_PAGES:
-            self._db.execute(f"PRAGMA incremental_vacuum({min(spare - _SPARE_PAGES, _SPARE_PAGES)})").fetchall()
+            for _ in range(min(spare - _SPARE_PAGES, _SPARE_PAGES)):  # sqlite3 does one step of a statement without columns
+                self._db.execute("PRAGMA incremental_vacuum(1)")
 
     def _bury(self, tx: Transaction, session: int) -> None:
         address = sessions.bury(tx, session)
@@ -399,6 +404,8 @@ class Database:
     def _rejoin(self, calls: list[_Call]) -> None:
         """Others have taken us for dead: what we held is lost. Begin anew."""
         _logger.warning("this process was silent for longer than the lease of %s: what it held comes again", self.settings.path)
+        assert self._links is not None  # noqa: S101 — made before
+        self._links.listen(self.settings.path)
         try:
             self._transact(self._join)
         except (sqlite3.Error, UnusableFileError) as error:
@@ -414,7 +421,7 @@ class Database:
         if self.healthy:
             _logger.warning("%s", explain(self.settings.path, error))
         self.healthy = False
-        self._next_beat = max(self._next_beat, time.monotonic() + min(0.1, self._poll))
+        self._next_beat = time.monotonic() + 0.2  # which tries again
         self._next_poll, self._version = time.monotonic() + min(0.5, self._poll), -1
         self._asked = False  # but then
         for call in calls:

@@ -11,7 +11,8 @@ from repid_core.codec import death_fields, death_from_fields, decode_envelope
 from repid_core.data import Death, Envelope
 from repid_core.errors import DeliveryLostError
 from repid_sqlite import messages
-from repid_sqlite.messages import Settling, Taken
+from repid_sqlite.fetching import Taken
+from repid_sqlite.messages import Settling
 from repid_sqlite.transaction import Action
 
 if TYPE_CHECKING:

@@ -57,13 +57,18 @@ class Links:
         self._woken.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._listener: socket.socket | None = None
-        self.address = self._listen(path)
+        self.address: str | None = None
+        self.listen(path)
         _alive.add(self)
 
-    def _listen(self, path: Path) -> str | None:
-        if not hasattr(socket, "AF_UNIX"):
-            return None
-        for address in _addresses(path):
+    def listen(self, path: Path) -> None:
+        """Listen at a new address; others may have removed the old one, with the session that had it."""
+        if self._listener is not None:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+        self.address = None
+        for address in _addresses(path) if hasattr(socket, "AF_UNIX") else ():
             listener = socket.socket(socket.AF_UNIX)
             try:
                 listener.bind(address)
@@ -73,9 +78,8 @@ class Links:
                 continue
             listener.setblocking(False)
             self._selector.register(listener, selectors.EVENT_READ)
-            self._listener = listener
-            return address
-        return None
+            self._listener, self.address = listener, address
+            return
 
     def wake(self) -> None:
         """End a `wait`, from any thread."""

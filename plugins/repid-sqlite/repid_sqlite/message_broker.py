@@ -11,6 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
+from attrs import asdict
+
 from repid_core.abc import Consumer, MessageBroker
 from repid_core.codec import death_from_fields, decode_envelope, encode_envelope
 from repid_core.data import Browsed, Capability, Enqueued, Envelope, Limits, MessageCategory, QueueStats
@@ -21,10 +23,12 @@ from repid_core.errors import (
     NotConnectedError,
     PayloadTooLargeError,
 )
-from repid_sqlite import messages, sessions
+from repid_sqlite import fetching, messages, queues, sessions
 from repid_sqlite.consumer import SqliteConsumer
 from repid_sqlite.database import Database
-from repid_sqlite.messages import Page, Row, Taken, Want
+from repid_sqlite.fetching import Taken, Want
+from repid_sqlite.messages import Row
+from repid_sqlite.queues import Page
 from repid_sqlite.settings import SqliteMessageBrokerSettings
 from repid_sqlite.transaction import Transaction, key_of
 
@@ -60,11 +64,7 @@ class SqliteMessageBroker(MessageBroker):
     @classmethod
     def from_settings(cls, settings: SqliteMessageBrokerSettings) -> Self:
         """Make one as configured."""
-        broker = cls(settings.url)
-        broker.__init__(settings.url, **{  # type: ignore[misc]
-            field: getattr(settings, field) for field in SqliteMessageBrokerSettings.__annotations__ if field != "url"
-        })
-        return broker
+        return cls(settings.url, **{name: value for name, value in asdict(settings).items() if name != "url"})
 
     @property
     def database(self) -> Database:
@@ -106,7 +106,7 @@ class SqliteMessageBroker(MessageBroker):
             await database.close()
 
     async def ping(self) -> None:
-        await self.database.call(messages.STATS, self.name_of(""))
+        await self.database.call(queues.STATS, self.name_of(""))
 
     async def enqueue(self, envelope: Envelope) -> Enqueued:
         [outcome] = await self.database.call(messages.ENQUEUE, [self.row(envelope)])
@@ -119,14 +119,15 @@ class SqliteMessageBroker(MessageBroker):
         for start in range(0, len(envelopes), _AT_ONCE):
             part = [self._row_or_error(envelope) for envelope in envelopes[start : start + _AT_ONCE]]
             try:
-                done = iter(await self.database.call(messages.ENQUEUE, [row for row in part if isinstance(row, Row)]))
+                done = await self.database.call(messages.ENQUEUE, [row for row in part if isinstance(row, Row)])
             except BrokerConnectionError as error:
                 if not start:
                     raise
                 lost = EnqueueError(str(error))
                 lost.__cause__ = error
                 return [*outcomes, *[lost] * (len(envelopes) - start)]
-            outcomes += [next(done) if isinstance(row, Row) else row for row in part]
+            ordered = iter(done)
+            outcomes += [next(ordered) if isinstance(row, Row) else row for row in part]
         return outcomes
 
     def row(self, envelope: Envelope) -> Row:
@@ -159,21 +160,21 @@ class SqliteMessageBroker(MessageBroker):
         return SqliteConsumer(self, queue, topics, prefetch, category)
 
     async def declare_queue(self, queue: str, topics: Collection[str] = ()) -> None:
-        await self.database.call(messages.DECLARE, (self.name_of(queue), tuple(topics)))
+        await self.database.call(queues.DECLARE, (self.name_of(queue), tuple(topics)))
 
     async def flush_queue(self, queue: str) -> None:
-        while await self.database.call(messages.FLUSH, self.name_of(queue)):
+        while await self.database.call(queues.FLUSH, self.name_of(queue)):
             pass
 
     async def delete_queue(self, queue: str) -> None:
         await self.flush_queue(queue)
-        await self.database.call(messages.DELETE, self.name_of(queue))
+        await self.database.call(queues.DELETE, self.name_of(queue))
 
     async def queue_stats(self, queue: str) -> QueueStats:
-        return await self.database.call(messages.STATS, self.name_of(queue))
+        return await self.database.call(queues.STATS, self.name_of(queue))
 
     async def cancel(self, queue: str, id_: str) -> bool:
-        return await self.database.call(messages.CANCEL, (self.name_of(queue), id_))
+        return await self.database.call(queues.CANCEL, (self.name_of(queue), id_))
 
     async def browse(
         self,
@@ -186,7 +187,7 @@ class SqliteMessageBroker(MessageBroker):
         place = _START if after is None else _parse(after)
         while limit > 0:
             page = Page(self.name_of(queue), category, place, min(limit, _PAGE))
-            found = await self.database.call(messages.BROWSE, page)
+            found = await self.database.call(queues.BROWSE, page)
             for place, frame, death in found:
                 died = None if death is None else death_from_fields(json.loads(death))
                 yield Browsed(".".join(map(str, place)), decode_envelope(frame), died)
@@ -256,12 +257,14 @@ class _Standing:
         self._found = [
             want
             for want in list(self.wants.values())
-            if (keys is None or key_of(want.queue) in keys) and messages.available(tx, want)
+            if want.holder >> sessions.CONSUMERS == tx.session  # not one that was lost, unknown to the loop
+            and (keys is None or key_of(want.queue) in keys)
+            and fetching.available(tx, want)
         ]
         return bool(self._found)
 
     def take(self, tx: Transaction) -> list[tuple[Want, list[Taken]]]:
-        return [(want, taken) for want in self._found if want.holder in self.wants and (taken := messages.fetch(tx, want))]
+        return [(want, taken) for want in self._found if want.holder in self.wants and (taken := fetching.fetch(tx, want))]
 
     def taken(self, arrivals: list[tuple[Want, list[Taken]]]) -> None:
         for want, _ in arrivals:
@@ -271,8 +274,8 @@ class _Standing:
         self._broker.arrive(arrivals)
 
     def due(self, tx: Transaction) -> int | None:
-        queues = {want.queue for want in list(self.wants.values()) if want.category is MessageCategory.NORMAL}
-        return min((due for queue in queues if (due := messages.next_due(tx, queue)) is not None), default=None)
+        names = {want.queue for want in list(self.wants.values()) if want.category is MessageCategory.NORMAL}
+        return min((due for queue in names if (due := fetching.next_due(tx, queue)) is not None), default=None)
 
     def lost(self) -> None:
         self._broker.session_lost()

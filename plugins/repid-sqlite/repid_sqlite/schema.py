@@ -3,6 +3,8 @@
 A message is one row from its enqueue to its end. `state` says where it is, or, while a consumer holds it, where it came from;
 `place` orders it there: a number that grows within the queue for ready and dead ones, the due time in microseconds for delayed
 ones. `rank` is 9 less the priority. `holder` is a session and the number of a consumer in it (`repid_sqlite.sessions`).
+
+SQLite uses a partial index only where a query repeats the index's condition, word for word, which no `?` does.
 """
 
 from __future__ import annotations
@@ -20,24 +22,43 @@ OLDEST: Final = (3, 35, 0)  # RETURNING
 
 READY, DELAYED, DEAD = 0, 1, 2
 
-_TABLES: Final = (
-    "CREATE TABLE queues (queue INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, tail INTEGER NOT NULL)",
-    "CREATE TABLE lanes (lane INTEGER PRIMARY KEY AUTOINCREMENT, queue INTEGER NOT NULL, topic TEXT NOT NULL,"
-    " UNIQUE (queue, topic))",
-    "CREATE TABLE messages (number INTEGER PRIMARY KEY AUTOINCREMENT, queue INTEGER NOT NULL, lane INTEGER NOT NULL,"
-    " rank INTEGER NOT NULL, state INTEGER NOT NULL, place INTEGER NOT NULL, holder INTEGER, deaths INTEGER NOT NULL DEFAULT 0,"
-    " redelivered INTEGER NOT NULL DEFAULT 0, marked INTEGER NOT NULL DEFAULT 0, id TEXT NOT NULL, death TEXT,"
-    " frame BLOB NOT NULL)",
-    "CREATE UNIQUE INDEX live ON messages (queue, id) WHERE state < 2",
-    "CREATE INDEX waiting ON messages (lane, rank, place) WHERE state = 0 AND holder IS NULL",
-    "CREATE INDEX aside ON messages (queue, state, place) WHERE state > 0 AND holder IS NULL",
-    "CREATE INDEX held ON messages (holder, queue) WHERE holder IS NOT NULL",
-    "CREATE TABLE sessions (session INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER NOT NULL, address TEXT,"
-    " lease INTEGER NOT NULL, expires INTEGER NOT NULL, most INTEGER NOT NULL)",
-    "CREATE TABLE listeners (channel TEXT NOT NULL, session INTEGER NOT NULL, PRIMARY KEY (channel, session)) WITHOUT ROWID",
-    "CREATE TABLE buckets (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, expires INTEGER, data BLOB NOT NULL)",
-    "CREATE INDEX expiring ON buckets (expires) WHERE expires IS NOT NULL",
-)
+_TABLES: Final = """
+CREATE TABLE queues (queue INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, tail INTEGER NOT NULL);
+CREATE TABLE lanes (
+    lane INTEGER PRIMARY KEY AUTOINCREMENT, queue INTEGER NOT NULL, topic TEXT NOT NULL, UNIQUE (queue, topic)
+);
+CREATE TABLE messages (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    queue INTEGER NOT NULL,
+    lane INTEGER NOT NULL,
+    rank INTEGER NOT NULL,
+    state INTEGER NOT NULL,
+    place INTEGER NOT NULL,
+    holder INTEGER,
+    deaths INTEGER NOT NULL DEFAULT 0,
+    redelivered INTEGER NOT NULL DEFAULT 0,
+    marked INTEGER NOT NULL DEFAULT 0,
+    id TEXT NOT NULL,
+    death TEXT,
+    frame BLOB NOT NULL
+);
+CREATE UNIQUE INDEX live ON messages (queue, id) WHERE state < 2;
+CREATE INDEX waiting ON messages (lane, rank, place) WHERE state = 0 AND holder IS NULL;
+CREATE INDEX delayed ON messages (queue, place) WHERE state = 1 AND holder IS NULL;
+CREATE INDEX dead ON messages (queue, place) WHERE state = 2 AND holder IS NULL;
+CREATE INDEX held ON messages (holder, queue) WHERE holder IS NOT NULL;
+CREATE TABLE sessions (
+    session INTEGER PRIMARY KEY AUTOINCREMENT,
+    pid INTEGER NOT NULL,
+    address TEXT,
+    lease INTEGER NOT NULL,
+    expires INTEGER NOT NULL,
+    most INTEGER NOT NULL
+);
+CREATE TABLE listeners (channel TEXT NOT NULL, session INTEGER NOT NULL, PRIMARY KEY (channel, session)) WITHOUT ROWID;
+CREATE TABLE buckets (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, expires INTEGER, data BLOB NOT NULL);
+CREATE INDEX expiring ON buckets (expires) WHERE expires IS NOT NULL;
+"""
 
 
 def open_file(settings: _Common) -> sqlite3.Connection:
@@ -57,8 +78,7 @@ def open_file(settings: _Common) -> sqlite3.Connection:
         new = not _is_ours(db)  # looked at before anything is changed in it
         if new:
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        if _use_wal(db, patience) != "wal":
-            raise UnusableFileError("its file system cannot share memory, as network file systems cannot: use a local disk")
+        _use_wal(db, patience)
         db.execute(f"PRAGMA synchronous = {settings.durability}")
         db.execute("PRAGMA journal_size_limit = 67108864")
         if new:
@@ -72,17 +92,19 @@ def open_file(settings: _Common) -> sqlite3.Connection:
     return db
 
 
-def _use_wal(db: sqlite3.Connection, patience: float) -> str:
-    deadline = time.monotonic() + patience
+def _use_wal(db: sqlite3.Connection, patience: float) -> None:
+    deadline, mode = time.monotonic() + patience, ""
     while True:
         try:
-            mode: str = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            [mode] = db.execute("PRAGMA journal_mode = WAL").fetchone()
         except sqlite3.OperationalError as error:  # SQLite does not wait here for another process that does the same
             if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
-        else:
-            return mode
+            continue
+        break
+    if mode != "wal":
+        raise UnusableFileError("its file system cannot share memory, as network file systems cannot: use a local disk")
 
 
 def _is_ours(db: sqlite3.Connection) -> bool:
@@ -101,7 +123,7 @@ def _is_ours(db: sqlite3.Connection) -> bool:
 
 
 def _make_tables(db: sqlite3.Connection) -> None:
-    for statement in _TABLES:
+    for statement in _TABLES.split(";"):  # `executescript` would end the transaction
         db.execute(statement)
     db.execute(f"PRAGMA application_id = {APPLICATION}")
     db.execute(f"PRAGMA user_version = {VERSION}")

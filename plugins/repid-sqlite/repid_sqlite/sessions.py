@@ -1,4 +1,4 @@
-"""Who works with the file: a session for each broker that is connected, which lives as long as it is renewed, and its process lives.
+"""Who works with the file: a session for each broker that is connected, which lives while its process does and renews it.
 
 Leases go by the machine's monotonic clock, which all processes share and nobody sets. It starts anew with the machine, so an
 end that lies too far ahead is one from before.
@@ -63,6 +63,12 @@ def alive(tx: Transaction) -> None:
 def others(tx: Transaction) -> list[tuple[int, str]]:
     """The other sessions that have an address, and that address."""
     return tx.execute("SELECT session, address FROM sessions WHERE session <> ? AND address IS NOT NULL", tx.session).fetchall()
+
+
+def shortest_lease(tx: Transaction) -> int:
+    """In milliseconds, of all sessions."""
+    [lease] = tx.execute("SELECT min(lease) FROM sessions").fetchone()
+    return lease or 0
 
 
 def overdue(tx: Transaction) -> list[int]:

@@ -89,7 +89,7 @@ class Place:
             wrong(f"{parts.netloc!r} stands where a host would: write three slashes before an absolute path, and none otherwise")
         if parts.fragment:
             wrong("it has a '#': write %23")
-        path = unquote(parts.path)
+        path = re.sub(r"^/+", "/", unquote(parts.path))
         if not path.strip("/") or ":memory:" in path:
             wrong("it names no file")
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -114,7 +114,7 @@ class _Common:
         for name, check in (("prefix", _prefix), ("synchronous", _synchronous)):
             said: str | None = getattr(place, name)
             if said is not None:
-                check(self, getattr(type(self).__attrs_attrs__, name), said)  # type: ignore[attr-defined]
+                check(self, getattr(type(self).__attrs_attrs__, name), said)
             if said is not None and getattr(self, name) not in {None, said}:
                 raise ValueError(f"{name} is in the URL and in the settings, and they differ: leave one out")
 
