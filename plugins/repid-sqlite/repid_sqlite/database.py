@@ -395,9 +395,11 @@ class Database:
                 self._db.execute("PRAGMA incremental_vacuum(1)")
 
     def _bury(self, tx: Transaction, session: int) -> None:
-        address = sessions.bury(tx, session)
+        address, held = sessions.bury(tx, session)
         self._asked = True
-        _logger.warning("a process that used %s has died or fallen silent: what it held comes again", self.settings.path)
+        if held:
+            text = "a process that used %s has died or fallen silent: %d messages that it held come again"
+            _logger.warning(text, self.settings.path, held)
         if address is not None and self._links is not None:
             self._links.remove(address)
 

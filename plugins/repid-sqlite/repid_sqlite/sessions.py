@@ -77,11 +77,15 @@ def overdue(tx: Transaction) -> list[int]:
     return [row[0] for row in tx.execute("SELECT session FROM sessions WHERE expires < ? OR expires > ? + 2 * lease", now, now)]
 
 
-def bury(tx: Transaction, session: int) -> str | None:
-    """End a session whose process is dead: give back what it held, and blame what it was running. Its address, if it had one."""
+def bury(tx: Transaction, session: int) -> tuple[str | None, int]:
+    """End a session whose process is dead: give back what it held, and blame what it was running.
+
+    Returns:
+        Its address, if it had one, and how many messages it held.
+    """
     row = tx.execute("DELETE FROM sessions WHERE session = ? RETURNING address, most", session).fetchone()
     if row is None:
-        return None  # another has done it
+        return None, 0  # another has done it
     address: str | None
     address, most = row
     given_back = tx.execute(
@@ -97,7 +101,7 @@ def bury(tx: Transaction, session: int) -> str | None:
             to_dead(tx, number, queue, json.dumps(death_fields(death)))
     _touch_queues(tx, {queue for _, queue, _, _ in given_back})
     tx.execute("DELETE FROM listeners WHERE session = ?", session)
-    return address
+    return address, len(given_back)
 
 
 def to_dead(tx: Transaction, number: int, queue: int, death: str) -> None:
