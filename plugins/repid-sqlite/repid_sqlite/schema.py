@@ -14,7 +14,7 @@ import time
 from typing import Final
 
 from repid_sqlite.errors import UnusableFileError
-from repid_sqlite.settings import _Common
+from repid_sqlite.settings import FileSettings
 
 VERSION: Final = 1
 APPLICATION: Final = 0x72657064  # "repd", in the file's header
@@ -61,7 +61,7 @@ CREATE INDEX expiring ON buckets (expires) WHERE expires IS NOT NULL;
 """
 
 
-def open_file(settings: _Common) -> sqlite3.Connection:
+def open_file(settings: FileSettings) -> sqlite3.Connection:
     """Open the file, and make its tables if it is new.
 
     Raises:

@@ -99,7 +99,7 @@ class Place:
 
 
 @frozen
-class _Common:
+class FileSettings:
     """What both brokers have."""
 
     url: str | Path
@@ -135,7 +135,7 @@ class _Common:
 
 
 @frozen
-class SqliteMessageBrokerSettings(_Common):
+class SqliteMessageBrokerSettings(FileSettings):
     """Settings of the message broker in a file of SQLite.
 
     Attributes:
@@ -160,7 +160,7 @@ class SqliteMessageBrokerSettings(_Common):
 
 
 @frozen
-class SqliteBucketBrokerSettings(_Common):
+class SqliteBucketBrokerSettings(FileSettings):
     """Settings of the bucket broker in a file of SQLite.
 
     Attributes:
