@@ -24,7 +24,7 @@ WORKER = """
         if manner == "hang":
             await asyncio.sleep(3600)
         if manner == "block":
-            time.sleep(4)
+            time.sleep(3)
         if manner == "some" and next(numbers) >= 25:
             await asyncio.sleep(3600)
         if manner == "fork":

@@ -16,6 +16,8 @@ from repid_sqlite import SqliteBucketBroker
 
 @pytest.mark.wheel
 class TestSqliteBucketBroker(BucketBrokerConformance):
+    patience = timedelta(seconds=3)  # a local file
+
     @pytest.fixture
     def make_broker(self, tmp_path: Path) -> Callable[[], BucketBroker]:
         self.path = tmp_path / "jobs.db"

@@ -16,7 +16,7 @@ from repid_sqlite import SqliteMessageBroker
 
 @pytest.mark.wheel
 class TestSqliteMessageBroker(MessageBrokerConformance):
-    patience = timedelta(seconds=5)
+    patience = timedelta(seconds=3)  # a local file
 
     @pytest.fixture
     def make_broker(self, tmp_path: Path) -> Callable[[], MessageBroker]:
