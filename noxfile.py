@@ -12,11 +12,13 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.stop_on_first_error = False
+nox.options.sessions = ["lint", "types", "tests", "plugins", "build"]  # the examples are run by build
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = "cron,testing"
 CODE = ("repid_core", "tests/conformance", "tests/typing", "examples", "benchmarks", "noxfile.py")
 PLUGINS = sorted(path.parent for path in Path("plugins").glob("*/pyproject.toml"))
+WORKERS = 4  # of pytest-xdist: conformance on real servers mostly waits, so they may be more than there are cores
 THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -68,7 +70,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The tests, but for the examples."""
     session.install("-e", f".[{EXTRAS}]", *needs("test"))
-    session.run("pytest", "-m", "not examples", *session.posargs)
+    session.run("pytest", "-m", "not examples", "-n", "logical", *session.posargs)
 
 
 @nox.session(python=PYTHONS)
@@ -76,7 +78,11 @@ def tests(session: nox.Session) -> None:
 def plugins(session: nox.Session, plugin: Path) -> None:
     """A plugin's tests, with the servers that they find or start, and the other plugins at hand."""
     session.install("-e", f".[{EXTRAS}]", *editable())
-    session.run("pytest", str(plugin), *session.posargs)
+    faults = plugin / "tests" / "faults"
+    nothing_chosen = [0, 5] if session.posargs else [0]
+    session.run("pytest", str(plugin), f"--ignore={faults}", "-n", str(WORKERS), *session.posargs, success_codes=nothing_chosen)
+    if faults.exists():  # apart: they keep the machine busy, and conformance has times to keep
+        session.run("pytest", str(faults), "-n", "2", *session.posargs, success_codes=nothing_chosen)
 
 
 @nox.session
@@ -88,9 +94,10 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """The tests again, with the wheels that the sdists build, and the source trees out of the way.
+    """What users meet, with the wheels that the sdists build, and the source trees out of the way.
 
-    Of the plugins' tests only those run that are marked to say that a wheel is whole.
+    That is core's integration tests, the examples among them, and of the plugins' tests those that are marked to say that a
+    wheel is whole.
     """
     place = Path(session.create_tmp()).resolve()
     shutil.rmtree(place)
@@ -106,7 +113,7 @@ def build(session: nox.Session) -> None:
         where = session.run("python", "-c", f"import {package}; print({package}.__file__)", silent=True)
         if "site-packages" not in str(where):
             session.error(f"the tests would run against {where}")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "tests/integration", *session.posargs)
     for plugin in PLUGINS:
         session.run("pytest", str(plugin), "-m", "wheel", *session.posargs)
 

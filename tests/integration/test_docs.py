@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
+from repid_core.config import load
+
 pytestmark = pytest.mark.examples
 
 ROOT = Path(__file__).parents[2]
@@ -141,6 +143,18 @@ def test_the_worker_and_the_producer_of_the_readme_share_a_file(tmp_path: Path) 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "toml"], ids=str)
 def test_the_toml_is_valid(block: Block) -> None:
     assert tomllib.loads(block.code)
+
+
+CONFIGURATIONS = [
+    block for block in BLOCKS if block.file == "repid.toml" or (block.file == "pyproject.toml" and "[tool.repid" in block.code)
+]
+
+
+@pytest.mark.parametrize("block", CONFIGURATIONS, ids=str)
+def test_the_configuration_is_valid(block: Block) -> None:
+    parsed = tomllib.loads(block.code)
+    environ = dict.fromkeys(re.findall(r"\$\{(\w+)\}", block.code), "something")
+    assert load(parsed["tool"]["repid"] if block.file == "pyproject.toml" else parsed, environ).parts()
 
 
 def slug(title: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import deque
 from collections.abc import Collection, Coroutine, Sequence
 from contextlib import suppress
@@ -30,8 +31,8 @@ logger = logging.getLogger(__name__)
 _GRACE: Final = 1.0  # seconds after a channel is open again, in which what the old one held comes again
 _CLOSING: Final = 3.0  # seconds for the last settlements
 _REMEMBERED: Final = 10_000  # messages that are done, of which the server may not know
-_QUICK_BOUNCES: Final = 8  # of 1 s each, in which a message finds its way if some workers have its actor and others don't
-_LONGEST_BOUNCE: Final = 5  # 2^5 s
+_QUICK_BOUNCES: Final = 12  # of 1 to 3 s each, in which a message finds its way if some workers have its actor and others don't
+_LONGEST_BOUNCE: Final = 4  # 2^4 to 3 * 2^4 s
 _AT_ONCE: Final = 16  # questions about the deaths of messages
 _LOOK: Final = 2.0  # seconds without a message, after which the server is asked whether there are some
 _FAULTS: Final = (LinkLostError, ChannelClosedError, UnreachableError, OSError)
@@ -440,9 +441,14 @@ class RabbitConsumer(Consumer):
                 await self._consume_again(session)
 
     async def _bounce(self, delivery: RabbitDelivery) -> None:
-        """Send it round through a delay, which grows if nobody takes it."""
+        """Send it round through a delay, which grows if nobody takes it.
+
+        The delay is drawn anew each time. The server gives to consumers in turn, so two messages that keep coming back in the
+        same order would go to the same two consumers again, for ever to the wrong ones.
+        """
         bounces = wire.bounces_of(delivery.properties)
-        delay = 1 << min(max(0, bounces + 1 - _QUICK_BOUNCES), _LONGEST_BOUNCE)
+        shortest = 1 << min(max(0, bounces + 1 - _QUICK_BOUNCES), _LONGEST_BOUNCE)
+        delay = random.randint(shortest, 3 * shortest)  # noqa: S311 — jitter
         try:
             await self.broker.send_round(self.queue, delivery, bounces + 1, delay)
         except MessageBrokerError as error:

@@ -36,6 +36,7 @@ def test_the_tables_are_those_of_the_settings(kind: type) -> None:
     assert table(kind) in README, f"put this into the README:\n{table(kind)}"
 
 
+@pytest.mark.wheel
 def test_the_program_runs(redis_url: str) -> None:
     [program] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     program = program.replace("redis://localhost:6379/0", redis_url)

@@ -11,7 +11,9 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from attrs import Attribute, field, frozen
 
-_FORM: Final = "sqlite:///absolute/path/to/file, sqlite:relative/path, or a plain path"
+from repid_core import Size
+
+_FORM: Final = "sqlite:///absolute/path/to/file, sqlite://./relative/path, or a plain path"
 _QUERY: Final = ("prefix", "synchronous")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _LONGEST_BLOB: Final = 900_000_000  # SQLite takes 1,000,000,000 bytes in a row, with all that is beside the payload
@@ -51,6 +53,10 @@ def _synchronous(_settings: Any, attribute: Attribute[Any], value: Any) -> None:
         raise ValueError(f"{attribute.name}={value!r}: give one of 'normal', 'full', 'extra'")
 
 
+def _as_text(url: str | Path) -> str:
+    return str(url) if isinstance(url, Path) else url
+
+
 @frozen
 class Place:
     """Where the file is.
@@ -76,8 +82,6 @@ class Place:
         def wrong(why: str) -> NoReturn:
             raise ValueError(f"url={text!r}: {why}; the form is {_FORM}")
 
-        if isinstance(text, Path):
-            return cls(text)
         if not isinstance(text, str) or not text:
             wrong("it is neither a URL nor a path")
         if not text.startswith("sqlite:"):
@@ -85,11 +89,15 @@ class Place:
                 wrong("it is no file" if ":memory:" in text else "its scheme is not sqlite")
             return cls(Path(text))
         parts = urlsplit(text)
-        if parts.netloc not in {"", "localhost"}:
-            wrong(f"{parts.netloc!r} stands where a host would: write three slashes before an absolute path, and none otherwise")
+        if parts.netloc not in {"", ".", "..", "localhost"}:
+            wrong(
+                f"{parts.netloc!r} stands where a host would: an absolute path begins with three slashes, a relative one with ./"
+            )
         if parts.fragment:
             wrong("it has a '#': write %23")
         path = re.sub(r"^/+", "/", unquote(parts.path))
+        if parts.netloc.startswith("."):
+            path = parts.netloc + path
         if not path.strip("/") or ":memory:" in path:
             wrong("it names no file")
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -102,7 +110,7 @@ class Place:
 class FileSettings:
     """What both brokers have."""
 
-    url: str | Path
+    url: str = field(converter=_as_text)
     prefix: str | None = field(kw_only=True, default=None, validator=_prefix)
     synchronous: Synchronous | None = field(kw_only=True, default=None, validator=_synchronous)
     busy_timeout: timedelta = field(kw_only=True, default=timedelta(seconds=5), validator=_span(timedelta(milliseconds=1)))
@@ -139,7 +147,7 @@ class SqliteMessageBrokerSettings(FileSettings):
     """Settings of the message broker in a file of SQLite.
 
     Attributes:
-        url: The file: `sqlite:///absolute/path`, `sqlite:relative/path` or a plain path, and after a URL where need be
+        url: The file: `sqlite:///absolute/path`, `sqlite://./relative/path` or a plain path, and after a URL where need be
             `?prefix=…` and `&synchronous=…`, as below. It is made if it is not there; its folder is not.
         prefix: What the names of queues begin with in the file, so that several applications can share it. Default: the
             URL's, or else "repid".
@@ -156,7 +164,7 @@ class SqliteMessageBrokerSettings(FileSettings):
     """
 
     max_deliveries: int = field(kw_only=True, default=5, validator=_whole(2, 1_000_000))
-    max_payload: int = field(kw_only=True, default=16 << 20, validator=_whole(1, _LONGEST_BLOB))
+    max_payload: Size = field(kw_only=True, default=16 << 20, validator=_whole(1, _LONGEST_BLOB))
 
 
 @frozen
@@ -174,5 +182,5 @@ class SqliteBucketBrokerSettings(FileSettings):
         use_result_bucket: Accepted, and without effect: every bucket broker takes arguments and results. Default: True.
     """
 
-    max_payload: int = field(kw_only=True, default=64 << 20, validator=_whole(1, _LONGEST_BLOB))
+    max_payload: Size = field(kw_only=True, default=64 << 20, validator=_whole(1, _LONGEST_BLOB))
     use_result_bucket: bool = field(kw_only=True, default=True, validator=_flag)

@@ -23,6 +23,8 @@ from repid_sqlite import (
         ("jobs.db", ("jobs.db", "repid", "normal")),
         ("/var/jobs.db", ("/var/jobs.db", "repid", "normal")),
         (Path("/var/jobs.db"), ("/var/jobs.db", "repid", "normal")),
+        ("sqlite://./jobs.db", ("jobs.db", "repid", "normal")),
+        ("sqlite://../a/jobs.db", ("../a/jobs.db", "repid", "normal")),
         ("sqlite:jobs.db", ("jobs.db", "repid", "normal")),
         ("sqlite:///var/my%20jobs.db", ("/var/my jobs.db", "repid", "normal")),
         ("sqlite:////var/jobs.db", ("/var/jobs.db", "repid", "normal")),

@@ -14,6 +14,7 @@ from repid_core.testing.conformance.backend import BackendSuite
 from repid_core.testing.conformance.suite import check, hook, promise, same
 
 _SECOND = timedelta(seconds=1)
+_SHORT = timedelta(seconds=4)  # a TTL to live through, and to outlive, that a second's stall of a busy machine does not use up
 _SAMPLES = 100
 
 
@@ -90,10 +91,10 @@ class BucketBrokerConformance(BackendSuite[BucketBroker]):
 
     @promise("B1", "No bucket is ever returned after its time, by any call; before it, it is.")
     async def test_ttl(self) -> None:
-        await self.store("short", b"data", 2 * _SECOND)
+        await self.store("short", b"data", _SHORT)
         await self.wait(_SECOND)
         await self.holds("short", b"data")
-        await self.wait(_SECOND)
+        await self.wait(_SHORT - _SECOND)
         await self.holds("short", None)
         same(await self.broker.get_many(["short"]), [None], "get_many, after the bucket's time")
         try:
@@ -109,16 +110,16 @@ class BucketBrokerConformance(BackendSuite[BucketBroker]):
         await self.holds("b", b"second")
         await self.wait(2 * _SECOND)
         await self.holds("b", b"second")
-        await self.store("b", b"third", _SECOND)
+        await self.store("b", b"third", _SHORT)
         await self.holds("b", b"third")
-        await self.wait(_SECOND + self.quiet)
+        await self.wait(_SHORT + self.quiet)
         await self.holds("b", None)
 
     @promise("B2", "Storing again starts the TTL anew.")
     async def test_storing_again_renews_ttl(self) -> None:
         await self.store("b", b"1", 2 * _SECOND)
         await self.wait(1.5 * _SECOND)
-        await self.store("b", b"2", 2 * _SECOND)
+        await self.store("b", b"2", _SHORT)
         await self.wait(_SECOND)
         await self.holds("b", b"2")
 
@@ -149,8 +150,11 @@ class BucketBrokerConformance(BackendSuite[BucketBroker]):
     async def test_ttls_of_all_lengths(self) -> None:
         ttls = [_SECOND, 1.5 * _SECOND, timedelta(hours=1), timedelta(days=1), timedelta(days=365 * 10)]
         for number, ttl in enumerate(ttls):
+            began = time.monotonic()
             await self.store(f"b{number}", b"data", ttl)
-            same(await self.broker.get_bucket(f"b{number}"), b"data", f"get_bucket, after a store for {ttl}")
+            found = await self.broker.get_bucket(f"b{number}")
+            if self._manual or found is not None or time.monotonic() - began < ttl.total_seconds():
+                same(found, b"data", f"get_bucket, after a store for {ttl}")
         await self.wait(2 * _SECOND)
         seen = [data is not None for data in await self.broker.get_many([f"b{n}" for n in range(len(ttls))])]
         same(seen, [False, False, True, True, True], "there after 2 s")
@@ -202,9 +206,11 @@ class BucketBrokerConformance(BackendSuite[BucketBroker]):
 
     @promise("B4", "wait_for raises ResultTimeoutError after `timeout`, and not before.")
     async def test_wait_for_times_out(self) -> None:
+        began = time.monotonic()
         waiting = self.task(self.broker.wait_for("never", _SECOND))
         await self.wait(0.7 * _SECOND)
-        check(not waiting.done(), "wait_for ended before its timeout")
+        if self._manual or time.monotonic() - began < _SECOND.total_seconds():
+            check(not waiting.done(), "wait_for ended before its timeout")
         check(await self.let(waiting, 0.3 * _SECOND), "wait_for did not end after its timeout")
         same(type(waiting.exception()), ResultTimeoutError, "wait_for raised")
 

@@ -49,7 +49,6 @@ class RedisBucketBrokerSuite(BucketBrokerConformance):
         self.proxy.accept()
 
 
-@pytest.mark.wheel
 class TestOnRedis(RedisBucketBrokerSuite):
     @pytest.fixture
     def url(self, redis_url: str) -> str:

@@ -44,7 +44,6 @@ class RedisMessageBrokerSuite(MessageBrokerConformance):
         self.proxy.accept()
 
 
-@pytest.mark.wheel
 class TestOnRedis(RedisMessageBrokerSuite):
     @pytest.fixture
     def url(self, redis_url: str) -> str:

@@ -96,7 +96,8 @@ async def test_a_server_that_is_killed_under_load_loses_nothing_that_was_confirm
 async def test_an_outage_ends_nobodys_lease(serve: Callable[..., Server]) -> None:
     """All leases are over when the server is back; nobody is taken for dead."""
     server = serve(appendonly="yes", appendfsync="always")
-    brokers = [RedisMessageBroker(server.url, lease=SECOND) for _ in range(3)]
+    lease = 4 * SECOND  # who is back later than that is dead: too long for a busy machine to have stalled
+    brokers = [RedisMessageBroker(server.url, lease=lease) for _ in range(3)]
     deliveries: list[Delivery] = []
     for broker in brokers:
         await broker.connect()
@@ -110,9 +111,9 @@ async def test_an_outage_ends_nobodys_lease(serve: Callable[..., Server]) -> Non
         for delivery in deliveries:
             delivery.on_lost(lambda: lost.append(True))
         server.kill()
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(1.25 * lease.total_seconds())
         await asyncio.to_thread(server.restart)
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(1.5 * lease.total_seconds())
         assert not lost
         await asyncio.gather(*(delivery.ack() for delivery in deliveries))
         assert (await brokers[0].queue_stats("q")).in_progress == 0
@@ -243,7 +244,7 @@ class TestLostReplies:
             proxy.cut()
         async with asyncio.timeout(10):
             [delivery] = await receiving
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < 4
         await delivery.ack()
         stats = await broker.queue_stats("q")
         assert (stats.ready, stats.in_progress) == (0, 0)
