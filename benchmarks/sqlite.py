@@ -3,9 +3,9 @@
     python benchmarks/sqlite.py [--rounds 5] [--jobs 3000]
 
 All take turns within each round. What is printed is the median of the rounds, and the median of the rounds' ratios to Redis, with
-the least and the most of them. Redis is a server of its own, without persistence; the file is in the folder for what is temporary.
-"latency" is from before `enqueue` to the first line of the actor in another process that has nothing else to do. "recovery" is from
-`kill -9` of a worker to the first line of its job in another one. "idle" is the processor time of a worker that waits.
+the least and the most of them. Redis is a server of its own, without persistence; the file is in the folder for temporary ones.
+"latency" is from before `enqueue` to the first line of the actor in another process that has nothing else to do, "recovery" from
+`kill -9` of a worker to the first line of its job in another one, "idle" the processor time of a worker that waits.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ async def worker(url: str, pause: float) -> None:
 
 @contextmanager
 def process(url: str, pause: float = 0) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen([sys.executable, __file__, "--worker", url, str(pause)], stdout=subprocess.PIPE, text=True) as running:
+    command = [sys.executable, __file__, "--worker", url, str(pause)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:  # noqa: S603 — this very program
         try:
             line(running)
             time.sleep(0.3)  # so that it waits

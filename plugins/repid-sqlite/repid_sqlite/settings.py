@@ -90,9 +90,7 @@ class Place:
             return cls(Path(text))
         parts = urlsplit(text)
         if parts.netloc not in {"", ".", "..", "localhost"}:
-            wrong(
-                f"{parts.netloc!r} stands where a host would: an absolute path begins with three slashes, a relative one with ./"
-            )
+            wrong(f"{parts.netloc!r} stands where a host would: absolute paths begin with three slashes, relative ones with ./")
         if parts.fragment:
             wrong("it has a '#': write %23")
         path = re.sub(r"^/+", "/", unquote(parts.path))

@@ -245,6 +245,23 @@ async def test_a_settlement_that_the_file_could_not_take_is_made_up_for(tmp_path
             await asyncio.sleep(0.02)
 
 
+async def test_nobody_is_taken_for_dead_while_nobody_can_write(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    settings: dict[str, Any] = {"busy_timeout": timedelta(milliseconds=100), "lease": 2 * SECOND}
+    async with opened(path, **settings) as here, opened(path, **settings):
+        await here.enqueue(message("m"))
+        consumer = here.consumer("q", None, prefetch=1)
+        await consumer.start()
+        [delivery] = await consumer.receive(1)
+        lock = sqlite3.connect(path, isolation_level=None)
+        lock.execute("BEGIN IMMEDIATE")
+        await asyncio.sleep(2.5)  # longer than the lease
+        lock.close()
+        while not consumer.healthy:
+            await asyncio.sleep(0.02)
+        await delivery.ack()
+
+
 async def test_who_lost_the_lease_is_told(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path, lease=SECOND) as broker:
