@@ -1,4 +1,4 @@
-"""repid-sqlite beside repid-redis and the in-memory brokers, through the whole framework: a `Job` on one side, a `Worker` on the other.
+"""repid-sqlite beside repid-redis and the in-memory brokers, through the whole framework: a `Job` here, a `Worker` there.
 
     python benchmarks/sqlite.py [--rounds 5] [--jobs 3000]
 

@@ -248,17 +248,34 @@ async def test_a_settlement_that_the_file_could_not_take_is_made_up_for(tmp_path
 async def test_nobody_is_taken_for_dead_while_nobody_can_write(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     settings: dict[str, Any] = {"busy_timeout": timedelta(milliseconds=100), "lease": 2 * SECOND}
-    async with opened(path, **settings) as here, opened(path, **settings):
-        await here.enqueue(message("m"))
-        consumer = here.consumer("q", None, prefetch=1)
-        await consumer.start()
-        [delivery] = await consumer.receive(1)
+    async with opened(path, **settings) as here, opened(path, **settings) as there:
+        await here.enqueue_many([message("a"), message("b")])
+        consumers = [broker.consumer("q", None, prefetch=1) for broker in (here, there)]
+        held = []
+        for consumer in consumers:
+            await consumer.start()
+            held += await consumer.receive(1)
         lock = sqlite3.connect(path, isolation_level=None)
         lock.execute("BEGIN IMMEDIATE")
         await asyncio.sleep(2.5)  # longer than the lease
         lock.close()
-        while not consumer.healthy:
+        while not all(consumer.healthy for consumer in consumers):
             await asyncio.sleep(0.02)
+        for delivery in held:
+            await delivery.ack()
+
+
+async def test_a_session_that_is_over_takes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with opened(path, lease=300 * SECOND) as broker:
+        consumer = broker.consumer("q", None, prefetch=1)
+        await consumer.start()
+        waiting = asyncio.ensure_future(consumer.receive(1))
+        await broker.ping()
+        sql(path, "DELETE FROM sessions")  # as others would; it will not look for a long time
+        await broker.enqueue(message("m"))
+        [delivery] = await asyncio.wait_for(waiting, 60)
+        assert sql(path, "SELECT session FROM sessions, messages WHERE session = holder >> 32") == [(broker.database.session,)]
         await delivery.ack()
 
 
