@@ -143,6 +143,9 @@ class InMemoryMessageBroker(MessageBroker):
     async def queue_stats(self, queue: str) -> QueueStats:
         return self._queue(queue).stats()
 
+    async def queue_names(self) -> Sequence[str]:
+        return list(self._queues)
+
     async def cancel(self, queue: str, id_: str) -> bool:
         return self._queue(queue).cancel(id_)
 

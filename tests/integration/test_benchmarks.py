@@ -209,3 +209,12 @@ def test_the_benchmark_of_s3() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("\n| ") == 8
+
+
+@pytest.mark.examples
+def test_the_benchmark_of_serializers() -> None:
+    pytest.importorskip("repid_msgspec")
+    command = [sys.executable, str(ROOT / "benchmarks" / "serializers.py"), "--rounds", "1", "--seconds", "0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("\n| ") == 15

@@ -46,11 +46,12 @@ ROWS = [
     "__init__",
     "testing",
     "cli",
+    "__main__",
 ]
 ROOMS = {room: row for row, rooms in enumerate(ROWS) for room in rooms.split()}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 CORE = [path for path in MODULES if path.relative_to(PACKAGE).parts[0] not in ("testing", "cli")]
-FORBIDDEN = {"aio_pika", "boto3", "botocore", "click", "msgspec", "pydantic", "pytest", "redis"}
+FORBIDDEN = {"aio_pika", "boto3", "botocore", "click", "msgspec", "pydantic", "pytest", "redis", "rich", "uvloop", "watchfiles"}
 
 
 def name_of(path: Path) -> str:
