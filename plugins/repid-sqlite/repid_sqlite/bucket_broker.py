@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from attrs import asdict
+from attrs import asdict, evolve
 
 from repid_core.abc import BucketBroker
 from repid_core.data import Limits
@@ -62,6 +62,8 @@ class SqliteBucketBroker(BucketBroker):
         self._open = Database(self.settings, self.clock, BucketConnectionError, BucketBrokerError, self._standing)
         try:
             await self._open.open()
+            if not self._open.woken:
+                self.limits = evolve(self.limits, wake_up=self.settings.poll)
         except BaseException:
             await self.disconnect()
             raise

@@ -95,6 +95,11 @@ class Database:
         """Whether the file could be used when that was tried last."""
         return self._session is None or self._session.healthy
 
+    @property
+    def woken(self) -> bool:
+        """Whether others can wake this session; else it polls."""
+        return self._session is not None and self._session.links.address is not None
+
     # On the loop
 
     async def open(self) -> None:

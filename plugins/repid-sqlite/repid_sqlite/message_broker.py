@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from attrs import asdict
+from attrs import asdict, evolve
 
 from repid_core.abc import Consumer, MessageBroker
 from repid_core.codec import death_from_fields, decode_envelope, encode_envelope
@@ -94,6 +94,8 @@ class SqliteMessageBroker(MessageBroker):
         )
         try:
             await self._database.open()
+            if not self._database.woken:
+                self.limits = evolve(self.limits, wake_up=self.settings.poll)
         except BaseException:
             await self.disconnect()
             raise

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from repid_core.abc import Delivery
 from repid_core.data import Envelope, Parameters, RoutingKey
 from repid_core.errors import BrokerConnectionError, BucketConnectionError, DeliveryLostError, NotConnectedError
 from repid_sqlite import SqliteBucketBroker, SqliteMessageBroker, links
@@ -196,7 +197,7 @@ async def test_without_sockets_consumers_look_now_and_then(tmp_path: Path, monke
     path = tmp_path / "jobs.db"
     poll = timedelta(milliseconds=20)
     async with opened(path, poll=poll) as here, opened(path, poll=poll) as there:
-        assert here.limits.wake_up == timedelta(milliseconds=5)
+        assert here.limits.wake_up == poll
         consumer = there.consumer("q", None, prefetch=1)
         await consumer.start()
         for number in range(5):
@@ -251,7 +252,7 @@ async def test_nobody_is_taken_for_dead_while_nobody_can_write(tmp_path: Path) -
     async with opened(path, **settings) as here, opened(path, **settings) as there:
         await here.enqueue_many([message("a"), message("b")])
         consumers = [broker.consumer("q", None, prefetch=1) for broker in (here, there)]
-        held = []
+        held: list[Delivery] = []
         for consumer in consumers:
             await consumer.start()
             held += await consumer.receive(1)
