@@ -116,12 +116,18 @@ def s3(_folder: Path) -> Iterator[dict[str, Any]]:
         yield {"url": f"s3://{name}/jobs/", "endpoint_url": url, "region_name": "us-east-1"}
 
 
+@contextlib.contextmanager
+def sqlite(folder: Path) -> Iterator[dict[str, Any]]:
+    yield {"url": f"sqlite://{folder}/jobs.db"}
+
+
 #: What the tests need to know of a plugin that has brokers: a context with a server in it, which gives the settings for it.
 SERVERS: dict[str, Callable[[Path], contextlib.AbstractContextManager[dict[str, Any]]]] = {
     "memory": memory,
     "redis": redis,
     "rabbitmq": rabbitmq,
     "s3": s3,
+    "sqlite": sqlite,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -123,6 +124,21 @@ def test_the_program_runs_and_prints_what_the_page_shows(program: Block, tmp_pat
     assert not re.search("never (retrieved|awaited)|was destroyed|Logging error", done.stderr), done.stderr
     if program.output is not None:
         assert done.stdout == program.output
+
+
+def test_the_worker_and_the_producer_of_the_readme_share_a_file(tmp_path: Path) -> None:
+    files = {block.file: block for block in BLOCKS if block.page == ROOT / "README.md" and block.file}
+    for name in ("jobs.py", "worker.py", "producer.py"):
+        (tmp_path / name).write_text(files[name].code, "utf-8")
+    with subprocess.Popen([sys.executable, "-W", "error", "worker.py"], cwd=tmp_path, stdin=subprocess.DEVNULL) as worker:
+        try:
+            command = [sys.executable, "-W", "error", "producer.py"]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=55, check=False)
+            assert done.stdout == files["producer.py"].output, done.stderr
+            worker.send_signal(signal.SIGINT)
+            assert worker.wait(30) == 0
+        finally:
+            worker.kill()
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "toml"], ids=str)
