@@ -113,7 +113,7 @@ def build(session: nox.Session) -> None:
         where = session.run("python", "-c", f"import {package}; print({package}.__file__)", silent=True)
         if "site-packages" not in str(where):
             session.error(f"the tests would run against {where}")
-    session.run("pytest", "tests/integration", *session.posargs)
+    session.run("pytest", "tests/integration", "-n", "logical", *session.posargs)
     for plugin in PLUGINS:
         session.run("pytest", str(plugin), "-m", "wheel", *session.posargs)
 

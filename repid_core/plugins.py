@@ -61,7 +61,7 @@ class Kind(Generic[T]):
         return isinstance(made, self.base)
 
 
-_KNOWN: Final = {"memory": _CORE, "redis": "repid-redis", "rediss": "repid-redis"}
+_KNOWN: Final = {"memory": _CORE, "redis": "repid-redis", "rediss": "repid-redis", "sqlite": "repid-sqlite"}
 _AMQP: Final = dict.fromkeys(("rabbitmq", "amqp", "amqps"), "repid-rabbitmq")
 Kind.MESSAGE_BROKER = Kind("message broker", MessageBroker, _KNOWN | _AMQP)
 Kind.BUCKET_BROKER = Kind("bucket broker", BucketBroker, _KNOWN | {"s3": "repid-s3"})
