@@ -15,7 +15,7 @@ nox.options.stop_on_first_error = False
 nox.options.sessions = ["lint", "types", "tests", "plugins", "build"]  # the examples are run by build
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-EXTRAS = "cron,testing"
+EXTRAS = "cli,cron,testing"
 CODE = ("repid_core", "tests/conformance", "tests/typing", "examples", "benchmarks", "noxfile.py")
 PLUGINS = sorted(path.parent for path in Path("plugins").glob("*/pyproject.toml"))
 WORKERS = 4  # of pytest-xdist: conformance on real servers mostly waits, so they may be more than there are cores
@@ -43,7 +43,7 @@ def editable() -> list[str]:
 
 def code(plugin: Path) -> list[Path]:
     """What of a plugin is type-checked strictly: the package, and its tests."""
-    return [*plugin.glob("repid_*"), *plugin.glob("tests")]
+    return [*plugin.glob("repid*"), *plugin.glob("tests")]
 
 
 @nox.session
@@ -109,11 +109,11 @@ def build(session: nox.Session) -> None:
     wheels = [f"{wheel}[{EXTRAS}]" if "core" in wheel.name else str(wheel) for wheel in (place / "dist").glob("*.whl")]
     session.install(*wheels)
     session.chdir(place)
-    for package in ("repid_core", *(path.name for plugin in PLUGINS for path in plugin.glob("repid_*"))):
+    for package in ("repid_core", *(path.name for plugin in PLUGINS for path in plugin.glob("repid*"))):
         where = session.run("python", "-c", f"import {package}; print({package}.__file__)", silent=True)
         if "site-packages" not in str(where):
             session.error(f"the tests would run against {where}")
-    session.run("pytest", "tests/integration", *session.posargs)
+    session.run("pytest", "tests/integration", "-n", "logical", *session.posargs)
     for plugin in PLUGINS:
         session.run("pytest", str(plugin), "-m", "wheel", *session.posargs)
 

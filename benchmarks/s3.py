@@ -3,21 +3,25 @@
     python benchmarks/s3.py
 
 Both take turns within each round; what is printed is the median of the rounds' ratios, and the least and the most of them.
-A store's time on a server that takes 30 ms is that of one store after another.
+A store's time on a server that takes 30 ms is that of one store after another. Memory is the most that a process takes for one
+store of 50 MiB. How late the event loop was is what a task that sleeps for 1 ms meanwhile has seen: of 100 wakings, the one
+before the latest, and the latest of all; first ours, then boto3's, and what it is with nothing to do says what the machine adds.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -25,6 +29,9 @@ import boto3
 from repid_s3 import S3BucketBroker
 
 SIZE = 1024
+LARGE = 50 << 20
+STATUS = Path("/proc/self/status")
+LINUX = STATUS.exists()
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float) -> None:
@@ -117,6 +124,32 @@ class Ours:
         await self.broker.disconnect()
 
 
+class Lag:
+    """How late the event loop comes, in ms."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    async def watch(self) -> None:
+        while True:
+            start = time.perf_counter()
+            await asyncio.sleep(0.001)
+            self.seen.append((time.perf_counter() - start - 0.001) * 1000)
+
+    def __str__(self) -> str:
+        ordered = sorted(self.seen)
+        return f"{ordered[int(len(ordered) * 0.99)]:.0f}, {ordered[-1]:.0f}" if ordered else "–"
+
+
+@contextlib.asynccontextmanager
+async def watching(lag: Lag) -> AsyncIterator[None]:
+    watch = asyncio.create_task(lag.watch())
+    try:
+        yield
+    finally:
+        watch.cancel()
+
+
 async def measure(call: Callable[[str, bytes], Awaitable[None]], requests: int, concurrency: int) -> tuple[float, float]:
     """Requests per second, and processor time for each in µs."""
     numbers, data = iter(range(requests)), b"x" * SIZE
@@ -130,21 +163,61 @@ async def measure(call: Callable[[str, bytes], Awaitable[None]], requests: int, 
     return requests / (time.perf_counter() - start), (time.process_time() - cpu) / requests * 1e6
 
 
-async def compare(url: str, rounds: int, requests: int, concurrency: int, verb: str) -> tuple[list[float], list[float]]:
-    """Ours to raw, by round: requests per second, and processor time."""
+async def compare(
+    url: str, rounds: int, requests: int, concurrency: int, verb: str
+) -> tuple[list[float], list[float], dict[object, Lag]]:
+    """Ours to raw, by round: requests per second, and processor time; and how late the loop was with either."""
     ours, raw = Ours(url), Raw(url)
     await ours.broker.connect()
+    late = {ours: Lag(), raw: Lag()}
     for each in (ours, raw):
         await measure(getattr(each, verb), concurrency * 2, concurrency)
     rates, costs = [], []
     for number in range(rounds):
         order = (ours, raw) if number % 2 else (raw, ours)
-        found = {each: await measure(getattr(each, verb), requests, concurrency) for each in order}
+        found = {}
+        for each in order:
+            async with watching(late[each]):
+                found[each] = await measure(getattr(each, verb), requests, concurrency)
         rates.append(found[ours][0] / found[raw][0])
         costs.append(found[ours][1] / found[raw][1])
     await ours.close()
     await raw.close()
-    return rates, costs
+    return rates, costs, late
+
+
+def peak() -> int:
+    """The most memory that this process has taken, in kB."""
+    return int(next(line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")))
+
+
+async def store_large(who: str, url: str) -> None:
+    """One store of 50 MiB, in a process of its own; prints the most memory that it has taken, in kB."""
+    each = Ours(url) if who == "ours" else Raw(url)
+    if isinstance(each, Ours):
+        await each.broker.connect()
+    await each.store("large", b"x" * LARGE)
+    await each.close()
+    print(peak())
+
+
+async def memory(url: str) -> float:
+    """Ours to raw."""
+    taken = []
+    for who in ("ours", "raw"):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, __file__, "--large", who, url, stdout=asyncio.subprocess.PIPE
+        )
+        taken.append(int((await process.communicate())[0]))
+    return taken[0] / taken[1]
+
+
+async def idle() -> Lag:
+    """How late the loop is with nothing to do."""
+    lag = Lag()
+    async with watching(lag):
+        await asyncio.sleep(2)
+    return lag
 
 
 def spread(values: list[float]) -> str:
@@ -155,17 +228,28 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=1000, help="for one measurement")
+    parser.add_argument("--large", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.large:
+        await store_large(*options.large)
+        return
     print(f"boto3 {boto3.__version__}, Python {sys.version.split()[0]}; 1 KiB, repid-s3 to boto3, median of {options.rounds}\n")
-    print("| | requests/s ↑ | CPU/request ↓ |\n|---|--:|--:|")
+    print("| | requests/s ↑ | CPU/request ↓ | ms late: ours | boto3 |\n|---|--:|--:|--:|--:|")
     with server() as url:
         for verb in ("store", "get"):
             for concurrency in (1, 16, 64):
-                rates, costs = await compare(url, options.rounds, options.requests, concurrency, verb)
-                print(f"| {verb}, {concurrency} at once | {spread(rates)} | {spread(costs)} |", flush=True)
+                rates, costs, late = await compare(url, options.rounds, options.requests, concurrency, verb)
+                lags = " | ".join(map(str, late.values()))
+                print(f"| {verb}, {concurrency} at once | {spread(rates)} | {spread(costs)} | {lags} |", flush=True)
+        if LINUX:
+            print(f"| store of 50 MiB, memory ↓ | {await memory(url):.2f} | | | |", flush=True)
     with server(0.03) as url:
-        rates, _ = await compare(url, options.rounds, max(1, options.requests // 50), 1, "store")
-        print(f"| store, time on a server that takes 30 ms ↓ | {spread([1 / rate for rate in rates])} | |")
+        rates, _, _ = await compare(url, options.rounds, max(1, options.requests // 50), 1, "store")
+        print(f"| store, time on a server that takes 30 ms ↓ | {spread([1 / rate for rate in rates])} | | | |", flush=True)
+        rates, costs, late = await compare(url, options.rounds, options.requests, 64, "store")
+        lags = " | ".join(map(str, late.values()))
+        print(f"| store, 64 at once, on that server | {spread(rates)} | {spread(costs)} | {lags} |", flush=True)
+    print(f"| nothing | | | {await idle()} | |")
 
 
 if __name__ == "__main__":

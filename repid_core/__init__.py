@@ -29,6 +29,7 @@ from repid_core.data import (
     Receipt,
     ResultBucket,
     RoutingKey,
+    Size,
 )
 from repid_core.defaults import Config
 from repid_core.dependencies import INJECTED, Depends
@@ -104,6 +105,7 @@ __all__ = [
     "RouterDefaults",
     "RoutingKey",
     "Serializer",
+    "Size",
     "UnsupportedFeatureError",
     "Worker",
     "WorkerSummary",

@@ -11,7 +11,7 @@ import asyncio
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -70,6 +70,10 @@ class Broker(ABC):
 
     async def ping(self) -> None:
         """Make one round trip, for readiness and diagnosis; raise what a failed one raises. Default: nothing to ask."""
+
+    async def server_time(self) -> datetime | None:
+        """What the store's clock says, aware, for diagnosis; None if it has none, or does not tell. Default: None."""
+        return None
 
 
 class MessageBroker(Broker):
@@ -131,6 +135,10 @@ class MessageBroker(Broker):
     @abstractmethod
     async def queue_stats(self, queue: str) -> QueueStats:
         """Count ready, in progress, delayed and dead messages; None where the store cannot tell (M12)."""
+
+    async def queue_names(self) -> Sequence[str] | None:
+        """The queues that hold something, or were declared, for operators; None if the store cannot tell. Default: None."""
+        return None
 
     async def enqueue_many(self, envelopes: Sequence[Envelope]) -> Sequence[Enqueued | EnqueueError]:
         """Enqueue in order; one outcome for each (M18). Never raises for a single message. Default: a loop.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Protocol, Self
 
@@ -100,6 +100,62 @@ class Connection:
         self._opened: tuple[asyncio.AbstractEventLoop, int] | None = None
         self._stack = AsyncExitStack()
         self._failures: list[Exception] = []  # of closing
+
+    @classmethod
+    def from_config(
+        cls,
+        source: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+        *,
+        environ: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Make a connection as a file, a mapping or the environment says; see `docs/reference/configuration.md`.
+
+        Sections of buckets whose backend and settings are equal share one broker.
+
+        Args:
+            source: A mapping, or the path of a file in TOML. None for the file that `REPID_CONFIG` names, or else the nearest
+                `repid.toml` or `[tool.repid]` of `pyproject.toml`, from the working directory upwards.
+            environ: The environment, whose `REPID_…` variables override; None for that of the process.
+
+        Raises:
+            ConfigError: There is no configuration, or its file cannot be read.
+            SettingsError: It is not valid; its `problems` list everything that is wrong, each with its path.
+        """
+        from repid_core.config import load  # noqa: PLC0415 — who makes the brokers by hand can spare it
+
+        return cls(**load(source, environ).parts())
+
+    @classmethod
+    def from_urls(
+        cls,
+        message_broker: str,
+        *,
+        args: str | None = None,
+        results: str | None = None,
+        middlewares: Sequence[Any] = (),
+        serializer: str | Serializer | None = None,
+        converter: str | type[Converter] | None = None,
+        args_bucket_threshold: int | str = 0,
+    ) -> Self:
+        """Make a connection from URLs: the scheme tells the backend, the query has settings.
+
+        Args:
+            message_broker: For example "redis://localhost/0?lease=30s".
+            args: Where arguments are held apart from the messages.
+            results: Where results are held. If it is the same as `args`, both share one broker.
+            middlewares: See `Connection`, as for the next two.
+            serializer: A plugin's name or an object.
+            converter: A plugin's name or a class.
+            args_bucket_threshold: In bytes, or for example "64 KiB".
+
+        Raises:
+            SettingsError: They are not valid; its `problems` list everything that is wrong.
+        """
+        from repid_core.config import from_urls  # noqa: PLC0415 — as above
+
+        urls = {"message_broker": message_broker, "args_bucket_broker": args, "results_bucket_broker": results}
+        parts = from_urls(args_bucket_threshold, **urls).parts()
+        return cls(**parts | {"middlewares": middlewares, "serializer": serializer, "converter": converter})
 
     @property
     def is_open(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from attrs import field, frozen
 
@@ -16,6 +16,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}\Z")
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 OnDuplicate = Literal["raise", "keep", "replace"]
+
+#: An int of bytes. A settings field of this type may be written "64 KiB" in configuration; see `repid_core.settings`.
+Size = Annotated[int, "bytes"]
 
 
 def check_id(id_: object, what: str = "id") -> str:

@@ -61,7 +61,7 @@ class Kind(Generic[T]):
         return isinstance(made, self.base)
 
 
-_KNOWN: Final = {"memory": _CORE, "redis": "repid-redis", "rediss": "repid-redis"}
+_KNOWN: Final = {"memory": _CORE, "redis": "repid-redis", "rediss": "repid-redis", "sqlite": "repid-sqlite"}
 _AMQP: Final = dict.fromkeys(("rabbitmq", "amqp", "amqps"), "repid-rabbitmq")
 Kind.MESSAGE_BROKER = Kind("message broker", MessageBroker, _KNOWN | _AMQP)
 Kind.BUCKET_BROKER = Kind("bucket broker", BucketBroker, _KNOWN | {"s3": "repid-s3"})
@@ -81,6 +81,7 @@ class PluginInfo:
     names: tuple[str, ...]
     backends: Mapping[Kind[Any], tuple[Backend[Any], ...]]
     problem: str | None
+    commands: tuple[str, ...] = ()  # once `Plugins.commands` was called
 
 
 class _Plugin:
@@ -91,6 +92,7 @@ class _Plugin:
         self.names: list[str] = []
         self.disabled: list[str] = []
         self.backends: dict[Kind[Any], dict[str, Backend[Any]]] = {kind: {} for kind in _KINDS}
+        self.commands: list[Any] | None = None
         self.hooks: pluggy.HookRelay | None = None
         self.error: BaseException | None = None
         self.loaded = False
@@ -118,11 +120,20 @@ class _Plugin:
         """What the plugin's implementation of the hook gives; nothing if it has none."""
         try:
             return [item for given in getattr(self.hooks, hook)() for item in given]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginLoadError(f"{hook} failed: {_text(error)}") from error
 
-    def commands(self) -> list[Any]:
-        """What it adds to the command line; nothing if it failed to load."""
+    def add_commands(self) -> list[Any]:
+        """What it adds to the command line; nothing if it failed to load, or in this."""
+        if self.commands is None:
+            self.commands = []
+            try:
+                self.commands = self._commands()
+            except PluginLoadError as error:
+                self.error = error
+        return self.commands
+
+    def _commands(self) -> list[Any]:
         commands = [] if self.hooks is None else self.call("repid_register_commands")
         click = sys.modules.get("click")  # who made a command has imported it
         for command in commands:
@@ -274,13 +285,7 @@ class Plugins:
 
     def commands(self) -> list[Any]:
         """The subcommands that plugins add. One whose hook fails, or gives something else, adds none: see `report`."""
-        found: list[Any] = []
-        for plugin in self._loaded(self._plugins):
-            try:
-                found += plugin.commands()
-            except PluginLoadError as error:
-                plugin.error = error
-        return found
+        return [command for plugin in self._loaded(self._plugins) for command in plugin.add_commands()]
 
     def report(self) -> list[PluginInfo]:
         """Every installed plugin, core's own first, with what is wrong with it. Loads all."""
@@ -292,6 +297,7 @@ class Plugins:
                 tuple(sorted(plugin.names + plugin.disabled)),
                 {kind: tuple(named.values()) for kind, named in plugin.backends.items() if named},
                 plugin.problem,
+                tuple(getattr(command, "name", None) or "" for command in plugin.commands or ()),
             )
             for plugin in self._loaded(self._plugins)
         ]

@@ -339,7 +339,7 @@ class Run:
             attempts = self.envelope.parameters.tried + (ended is Ended.FAILED)
             settlement = self._death(reason, attempts, error)
         if ended is not Ended.FAILED:
-            logger.warning("%s is %s: %s", self.envelope.key.topic, ended.value, error, extra=_who(self.envelope))
+            logger.warning("%s is %s: %s", self.envelope.key.topic, ended.value, _unsaid(error), extra=_who(self.envelope))
         return Verdict(ended, settlement, outcome, error=error)
 
     def _again(self) -> Settlement | None:
@@ -433,6 +433,13 @@ def _text(error: BaseException) -> str:
     while tb is not None and tb.tb_frame.f_globals.get("__name__", "").startswith("repid_core."):
         tb = tb.tb_next
     return "".join(traceback.format_exception(type(error), error, tb))[-_TEXT:]
+
+
+def _unsaid(error: Exception) -> str:
+    """An error for the log, which is no place for arguments: those that do not fit are named, and the death has the rest."""
+    if not isinstance(error, ConversionError):
+        return str(error)
+    return f"what does not fit is {', '.join(problem.partition(':')[0] for problem in error.problems)}"
 
 
 def _who(envelope: Envelope, attempt: int | None = None) -> dict[str, Any]:

@@ -120,6 +120,11 @@ class Worker(Router):
         self._connection = connection
         self._shift: _Shift | None = None
 
+    @property
+    def connection(self) -> Connection | None:
+        """The connection that it was given; None if it takes the one in reach."""
+        return self._connection
+
     async def declare_all_queues(self) -> None:
         """Declare the queues of all actors, each with its topics."""
         connection = self._connection or current_connection()

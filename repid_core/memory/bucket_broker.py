@@ -10,7 +10,7 @@ from heapq import heapify, heappop, heappush
 from attrs import field, frozen, validators
 
 from repid_core.abc import BucketBroker
-from repid_core.data import Limits
+from repid_core.data import Limits, Size
 from repid_core.errors import NotConnectedError, PayloadTooLargeError, ResultTimeoutError
 
 
@@ -24,7 +24,7 @@ class InMemoryBucketBrokerSettings:
     """
 
     use_result_bucket: bool = False
-    max_payload: int | None = field(default=None, validator=validators.optional([validators.instance_of(int), validators.ge(0)]))
+    max_payload: Size | None = field(default=None, validator=validators.optional([validators.instance_of(int), validators.ge(0)]))
 
 
 class InMemoryBucketBroker(BucketBroker):

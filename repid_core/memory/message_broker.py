@@ -10,7 +10,7 @@ from functools import partial
 from attrs import field, frozen, validators
 
 from repid_core.abc import Consumer, MessageBroker
-from repid_core.data import Browsed, Capability, Enqueued, Envelope, Limits, MessageCategory, QueueStats
+from repid_core.data import Browsed, Capability, Enqueued, Envelope, Limits, MessageCategory, QueueStats, Size
 from repid_core.errors import EnqueueError, NotConnectedError, UsageError
 from repid_core.memory.consumer import InMemoryConsumer
 from repid_core.memory.queue import MemoryQueue
@@ -29,7 +29,7 @@ class InMemoryMessageBrokerSettings:
 
     lease: timedelta = field(default=timedelta(seconds=15), validator=validators.gt(timedelta(0)))
     max_deliveries: int = field(default=5, validator=[validators.instance_of(int), validators.ge(2)])
-    max_payload: int | None = field(default=None, validator=validators.optional([validators.instance_of(int), validators.ge(0)]))
+    max_payload: Size | None = field(default=None, validator=validators.optional([validators.instance_of(int), validators.ge(0)]))
 
 
 class InMemoryMessageBroker(MessageBroker):
@@ -142,6 +142,9 @@ class InMemoryMessageBroker(MessageBroker):
 
     async def queue_stats(self, queue: str) -> QueueStats:
         return self._queue(queue).stats()
+
+    async def queue_names(self) -> Sequence[str]:
+        return list(self._queues)
 
     async def cancel(self, queue: str, id_: str) -> bool:
         return self._queue(queue).cancel(id_)

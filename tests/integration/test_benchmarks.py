@@ -208,4 +208,13 @@ def test_the_benchmark_of_s3() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "s3.py"), "--rounds", "1", "--requests", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("\n| ") == 8
+    assert done.stdout.count("\n| ") == 10 + (sys.platform == "linux")  # which says how much memory is taken
+
+
+@pytest.mark.examples
+def test_the_benchmark_of_serializers() -> None:
+    pytest.importorskip("repid_msgspec")
+    command = [sys.executable, str(ROOT / "benchmarks" / "serializers.py"), "--rounds", "1", "--seconds", "0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("\n| ") == 15

@@ -1,18 +1,23 @@
-"""What the documentation says: its programs run and print what it shows, its links lead somewhere, its example plugin works."""
+"""What the documentation says: its programs run and print what it shows, its links lead somewhere, its plugins work."""
 
 from __future__ import annotations
 
-import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from itertools import zip_longest
 from pathlib import Path
 
 import pytest
 from attrs import frozen
+
+from repid_core.cli.scaffold import KINDS, render
+from repid_core.config import load
+from tests.integration import packages
 
 pytestmark = pytest.mark.examples
 
@@ -23,7 +28,10 @@ FENCE = re.compile(r"(?ms)^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$|^(?P<h
 
 @frozen
 class Block:
-    """A fenced block. `file` is the path that a first line such as `# package/module.py` gives it."""
+    """A fenced block. `file` is the path that a first line such as `# package/module.py` gives it.
+
+    A module that a page shows in pieces has several blocks, all but the first of which say `# package/module.py, continued`.
+    """
 
     page: Path
     line: int
@@ -42,7 +50,7 @@ def blocks(page: Path) -> Iterator[Block]:
     for match, after in zip_longest(found, found[1:]):
         if match["heading"]:
             continue
-        name = re.match(r"# (\S+/?\S*\.\w+)\n", match["code"])
+        name = re.match(r"# (\S+/?\S*\.\w+)(, continued)?\n", match["code"])
         output = after["code"] if after is not None and after["language"] == "text" else None
         line = text.count("\n", 0, match.start()) + 1
         yield Block(page, line, match["language"], match["code"], name[1] if name else None, output)
@@ -50,51 +58,47 @@ def blocks(page: Path) -> Iterator[Block]:
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 PROGRAMS = [block for block in BLOCKS if block.language == "python" and block.file is None]
-BACKEND = ROOT / "docs" / "how-to" / "write-a-backend.md"
 
 
-def environment(package: Path) -> dict[str, str]:
-    """With the package where Python finds it."""
-    path = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+def files_of(page: Path) -> dict[str, str]:
+    """The files that a page shows, whole."""
+    files: dict[str, str] = {}
+    for block in BLOCKS:
+        if block.page == page and block.file:
+            first, _, rest = block.code.partition("\n")
+            piece = f"\n\n{rest}" if first.endswith(", continued") else rest
+            files[block.file] = files.get(block.file, "") + piece
+    return files
+
+
+PLUGINS = {page: files for page in PAGES if "entry-points" in (files := files_of(page)).get("pyproject.toml", "")}
+Suites = Mapping[Path, "subprocess.Popen[str]"]
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The plugin of the page about backends, its metadata as an installer would write it."""
-    folder = tmp_path_factory.mktemp("plugin")
-    files = {block.file: block.code for block in BLOCKS if block.page == BACKEND and block.file}
-    for name, code in files.items():
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(code, "utf-8")
-    project = tomllib.loads(files["pyproject.toml"])["project"]
-    info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n", "utf-8")
-    lines = [
-        line
-        for group, entries in project["entry-points"].items()
-        for line in (f"[{group}]", *(f"{name} = {to}" for name, to in entries.items()))
-    ]
-    (info / "entry_points.txt").write_text("\n".join([*lines, ""]), "utf-8")
-    return folder
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
+    """Where the plugin of each page is, by page."""
+    return {page: packages.write(tmp_path_factory.mktemp(page.stem), files) for page, files in PLUGINS.items()}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def suite(package: Path) -> Iterator[subprocess.Popen[str]]:
-    """That plugin's tests. They mostly wait, so they run beside the other tests here."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "error"],
-        cwd=package,
-        env=environment(package),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        yield process
-        process.kill()
+def suites(folders: dict[Path, Path]) -> Iterator[Suites]:
+    """Those plugins' tests. They mostly wait, so they run beside the other tests here."""
+    with ExitStack() as stack:
+        running = {}
+        for page, folder in folders.items():
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "error"],
+                cwd=folder,
+                env=packages.environment(folder),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                text=True,
+            )
+            running[page] = stack.enter_context(process)
+            stack.callback(process.kill)
+        yield running
 
 
 def test_there_are_pages_and_programs() -> None:
@@ -103,13 +107,13 @@ def test_there_are_pages_and_programs() -> None:
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
-def test_the_program_runs_and_prints_what_the_page_shows(program: Block, tmp_path: Path, package: Path) -> None:
+def test_the_program_runs_and_prints_what_the_page_shows(program: Block, tmp_path: Path, folders: dict[Path, Path]) -> None:
     file = tmp_path / "program.py"
     file.write_text(program.code, "utf-8")
     done = subprocess.run(
         [sys.executable, "-W", "error", file.name],
         cwd=tmp_path,
-        env=environment(package) if program.page == BACKEND else None,
+        env=packages.environment(folders[program.page]) if program.page in folders else None,
         capture_output=True,
         text=True,
         timeout=55,
@@ -122,9 +126,36 @@ def test_the_program_runs_and_prints_what_the_page_shows(program: Block, tmp_pat
         assert done.stdout == program.output
 
 
+def test_the_worker_and_the_producer_of_the_readme_share_a_file(tmp_path: Path) -> None:
+    files = {block.file: block for block in BLOCKS if block.page == ROOT / "README.md" and block.file}
+    for name in ("jobs.py", "worker.py", "producer.py"):
+        (tmp_path / name).write_text(files[name].code, "utf-8")
+    with subprocess.Popen([sys.executable, "-W", "error", "worker.py"], cwd=tmp_path, stdin=subprocess.DEVNULL) as worker:
+        try:
+            command = [sys.executable, "-W", "error", "producer.py"]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=55, check=False)
+            assert done.stdout == files["producer.py"].output, done.stderr
+            worker.send_signal(signal.SIGINT)
+            assert worker.wait(30) == 0
+        finally:
+            worker.kill()
+
+
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "toml"], ids=str)
 def test_the_toml_is_valid(block: Block) -> None:
     assert tomllib.loads(block.code)
+
+
+CONFIGURATIONS = [
+    block for block in BLOCKS if block.file == "repid.toml" or (block.file == "pyproject.toml" and "[tool.repid" in block.code)
+]
+
+
+@pytest.mark.parametrize("block", CONFIGURATIONS, ids=str)
+def test_the_configuration_is_valid(block: Block) -> None:
+    parsed = tomllib.loads(block.code)
+    environ = dict.fromkeys(re.findall(r"\$\{(\w+)\}", block.code), "something")
+    assert load(parsed["tool"]["repid"] if block.file == "pyproject.toml" else parsed, environ).parts()
 
 
 def slug(title: str) -> str:
@@ -173,8 +204,44 @@ def test_the_in_memory_brokers_keep_as_many_promises_as_the_readme_says() -> Non
     assert "".join(summary) in [block.code for block in BLOCKS if block.page == ROOT / "README.md"]
 
 
-def test_the_example_plugin_keeps_the_contract_as_the_page_says(suite: subprocess.Popen[str]) -> None:
-    output, _ = suite.communicate(timeout=55)
-    assert suite.returncode == 0, output
-    [summary] = re.findall(r"^.*promises kept.*$", output, re.MULTILINE)
-    assert summary in [block.code.strip() for block in BLOCKS if block.page == BACKEND and block.language == "text"]
+def test_there_is_a_page_with_a_plugin_for_each_kind() -> None:
+    assert {page.stem.removeprefix("write-a-") for page in PLUGINS} == set(KINDS)
+
+
+@pytest.mark.parametrize("page", PLUGINS, ids=lambda page: page.stem)
+def test_the_plugin_of_the_page_keeps_the_contract_as_the_page_says(page: Path, suites: Suites) -> None:
+    output, _ = suites[page].communicate(timeout=55)
+    assert suites[page].returncode == 0, output
+    found = re.findall(r"^.*promises kept.*$", output, re.MULTILINE)
+    assert found
+    assert "\n".join(found) in [block.code.strip() for block in BLOCKS if block.page == page and block.language == "text"]
+
+
+def test_the_message_broker_of_the_page_is_what_the_command_writes() -> None:
+    [page] = [page for page in PLUGINS if page.stem == "write-a-message-broker"]
+    written = render("repid-acme", ["message-broker"])
+    assert {name: text for name, text in PLUGINS[page].items() if name != "pyproject.toml"} == {
+        name: written[name] for name in PLUGINS[page] if name != "pyproject.toml"
+    }
+
+
+@pytest.mark.parametrize("page", PLUGINS, ids=lambda page: page.stem)
+def test_the_plugin_of_the_page_passes_the_rules_that_the_command_brings(
+    page: Path, folders: dict[Path, Path], tmp_path: Path
+) -> None:
+    rules = tmp_path / "pyproject.toml"
+    rules.write_text(render("repid-acme", ["serializer"])["pyproject.toml"], "utf-8")
+    package = next(name.partition("/")[0] for name in PLUGINS[page] if name.startswith("repid_"))
+    mypy = ["mypy", "--config-file", str(rules), "--cache-dir", str(tmp_path), package, "tests"]
+    for check in (mypy, ["ruff", "check", "--config", str(rules), "--no-cache", "."]):
+        done = subprocess.run(
+            [sys.executable, "-m", *check],
+            cwd=folders[page],
+            env=packages.environment(folders[page]),
+            capture_output=True,
+            text=True,
+            timeout=55,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -93,7 +93,7 @@ def test_capabilities_and_limits_are_those_of_the_code_and_of_the_in_memory_brok
 
 
 def test_a_message_broker_has_the_documented_methods() -> None:
-    written, declared = tables("how-to/write-a-backend.md")
+    written, declared = tables("how-to/write-a-message-broker.md")
     lifecycle = {"connect", "disconnect"}
     for cls, row in zip((MessageBroker, Consumer, Delivery), written, strict=True):
         abstract = set(cls.__abstractmethods__) - lifecycle

@@ -46,12 +46,14 @@ ROWS = [
     "__init__",
     "testing",
     "cli",
+    "__main__",
 ]
 ROOMS = {room: row for row, rooms in enumerate(ROWS) for room in rooms.split()}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 CORE = [path for path in MODULES if path.relative_to(PACKAGE).parts[0] not in ("testing", "cli")]
 FORBIDDEN = {
     *("aio_pika", "boto3", "botocore", "click", "msgspec", "opentelemetry", "prometheus_client", "pydantic", "pytest", "redis"),
+    *("rich", "uvloop", "watchfiles"),
 }
 
 
@@ -128,7 +130,7 @@ def test_core_stays_small() -> None:
     sizes = {True: 0, False: 0}
     for path in CORE:
         sizes[room_of(name_of(path)) in BUILT_IN] += lines_of_code(path)
-    assert sizes[False] < 3_800
+    assert sizes[False] < 4_600
     assert sizes[True] < 1_450
 
 

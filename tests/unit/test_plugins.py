@@ -3,10 +3,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
-from pathlib import Path
-from textwrap import dedent
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +16,8 @@ from repid_core.errors import PluginLoadError, SerializationError, SettingsError
 from repid_core.hookspecs import Backend
 from repid_core.plugins import Kind, PluginInfo, Plugins, forget_plugins, plugins
 
-HEADER = "from repid_core.hookspecs import Backend, hookimpl\n"
+pytestmark = pytest.mark.usefixtures("nothing_but_core")
+
 Install = Callable[..., None]
 
 BACKEND_HOOKS: list[tuple[Kind[Any], str]] = [
@@ -67,45 +65,6 @@ class Required:
 class Watcher:
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings
-
-
-@pytest.fixture(autouse=True)
-def nothing_but_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plugins that happen to be installed beside core are out of sight."""
-    real = metadata.entry_points
-
-    def seen(**choice: str) -> list[metadata.EntryPoint]:
-        return [
-            entry
-            for entry in real(**choice)
-            if (dist := entry.dist) is None or dist.name == "repid-core" or tmp_path in Path(str(dist.locate_file(""))).parents
-            or Path(str(dist.locate_file(""))) == tmp_path
-        ]  # fmt: skip
-
-    monkeypatch.setattr(metadata, "entry_points", seen)
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Put distributions on the path: `install("repid-x", {"x": "module_x"}, module_x="source")`."""
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delenv("REPID_DISABLE_PLUGINS", raising=False)
-    written: list[str] = []
-
-    def put(distribution: str, entry_points: Mapping[str, str], version: str = "1.0", **modules: str) -> None:
-        info = tmp_path / f"{distribution.replace('-', '_')}-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
-        lines = [f"{name} = {target}" for name, target in entry_points.items()]
-        (info / "entry_points.txt").write_text("\n".join(["[repid]", *lines, ""]))
-        for module, source in modules.items():
-            (tmp_path / f"{module}.py").write_text(HEADER + dedent(source))
-            written.append(module)
-        importlib.invalidate_caches()
-
-    yield put
-    for module in written:
-        sys.modules.pop(module, None)
 
 
 def gives(hook: str, *backends: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from attrs import Attribute, field, fields, frozen
 
+from repid_core import Size
 from repid_rabbitmq.url import AMQPURL, masked
 
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -141,8 +142,8 @@ class RabbitMessageBrokerSettings:
         default=timedelta(seconds=60), kw_only=True, validator=_span(timedelta(seconds=1), timedelta(hours=1))
     )
     connection_name: str | None = field(default=None, kw_only=True, validator=_text)
-    frame_max: int = field(default=128 << 10, kw_only=True, validator=_whole(4096, 1 << 20))
-    max_payload: int = field(default=16 << 20, kw_only=True, validator=_whole(1, 512 << 20))
+    frame_max: Size = field(default=128 << 10, kw_only=True, validator=_whole(4096, 1 << 20))
+    max_payload: Size = field(default=16 << 20, kw_only=True, validator=_whole(1, 512 << 20))
     max_unconfirmed: int = field(default=2000, kw_only=True, validator=_whole(1))
     max_deliveries: int | None = field(default=5, kw_only=True, validator=_whole(3, none="no limit"))
     consumer_timeout: timedelta | None = field(

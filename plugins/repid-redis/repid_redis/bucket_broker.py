@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from attrs import asdict
@@ -21,7 +21,7 @@ from repid_core.errors import (
     PayloadTooLargeError,
     ResultTimeoutError,
 )
-from repid_redis.client import Client, UnreachableError
+from repid_redis.client import Client, UnreachableError, moment
 from repid_redis.errors import explain, passes
 from repid_redis.settings import RedisBucketBrokerSettings
 from repid_redis.topology import topology
@@ -93,6 +93,9 @@ class RedisBucketBroker(BucketBroker):
 
     async def ping(self) -> None:
         await self._call("", "PING")
+
+    async def server_time(self) -> datetime:
+        return moment(await self._call("", "TIME"))
 
     # -- buckets -------------------------------------------------------------------------------------------------------------
 

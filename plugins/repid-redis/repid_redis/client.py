@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
@@ -32,6 +32,12 @@ _LOOK_AROUND: Final = 0.5  # seconds to wait for a node of a cluster, before ano
 _PAUSE: Final = 0.05  # seconds before a call is tried again that the server has put off
 _FULL: Final = 7  # the version of Redis from which on scripts may go on when the memory is full
 _PUT_OFF: Final = (AskError, ClusterDownError, MovedError, ReadOnlyError, TryAgainError)
+
+
+def moment(reply: Any) -> datetime:
+    """What the server's clock says, as `TIME` tells it."""
+    seconds, microseconds = map(int, reply)
+    return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=microseconds)
 
 
 class UnreachableError(RedisConnectionError):

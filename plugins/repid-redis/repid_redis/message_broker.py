@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -24,7 +24,7 @@ from repid_core.errors import (
     NotConnectedError,
     PayloadTooLargeError,
 )
-from repid_redis.client import Client, UnreachableError
+from repid_redis.client import Client, UnreachableError, moment
 from repid_redis.consumer import RedisConsumer
 from repid_redis.errors import explain
 from repid_redis.heartbeat import Heartbeat
@@ -42,6 +42,7 @@ _MODES: Final = {"raise": "r", "keep": "k", "replace": "p"}
 _OUTCOMES: Final = {b"new": Enqueued.NEW, b"replaced": Enqueued.REPLACED, b"kept": Enqueued.KEPT}
 _LETTERS: Final = {MessageCategory.DELAYED: "d", MessageCategory.DEAD: "x"}
 _PAGE: Final = 100  # messages that browse reads at once
+_SCAN: Final = 1000  # keys that are looked at at once
 _OLDEST: Final = (6, 2)
 
 _Row = tuple[Any, ...]  # of a message, as the script wants it
@@ -155,6 +156,10 @@ class RedisMessageBroker(MessageBroker):
     async def ping(self) -> None:
         self.check()
         await self._within(self.client.call("", "PING"))
+
+    async def server_time(self) -> datetime:
+        self.check()
+        return moment(await self._within(self.client.call("", "TIME")))
 
     def check(self) -> None:
         """Raise `NotConnectedError` unless it is connected."""
@@ -342,6 +347,24 @@ class RedisMessageBroker(MessageBroker):
 
     async def delete_queue(self, queue: str) -> None:
         await self.step(DELETE, self.base(queue))
+
+    async def queue_names(self) -> Sequence[str] | None:
+        self.check()
+        if self.settings.mode == "cluster":  # each node would have to be asked
+            return None
+        start, names = f"{self.settings.prefix}:{{".encode(), set[str]()
+        async for key in self._keys(f"{self.settings.prefix}:{{*}}:*"):
+            names.add(key.removeprefix(start).partition(b"}")[0].decode())
+        return sorted(names)
+
+    async def _keys(self, pattern: str) -> AsyncIterator[bytes]:
+        cursor = b"0"
+        while True:
+            cursor, keys = await self._within(self.client.call("", "SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN))
+            for key in keys:
+                yield key
+            if cursor == b"0":
+                return
 
     async def queue_stats(self, queue: str) -> QueueStats:
         return QueueStats(*await self.step(STATS, self.base(queue)))

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from attrs import Attribute, evolve, field, fields, frozen
 
+from repid_core import Size
 from repid_redis.url import Mode, RedisURL, masked
 
 _LARGEST: Final = (512 << 20) - (64 << 10)  # bytes: what a server takes in one string by default, and room for what is beside
@@ -161,7 +162,7 @@ class RedisSettings:
         default=(timedelta(milliseconds=50), timedelta(seconds=2)), kw_only=True, converter=_as_pair, validator=_backoff
     )
     client_name: str | None = field(default=None, kw_only=True, validator=_client_name)
-    max_payload: int = field(default=16 << 20, kw_only=True, validator=_whole(1, _LARGEST))
+    max_payload: Size = field(default=16 << 20, kw_only=True, validator=_whole(1, _LARGEST))
 
     @mode.default
     def _mode(self) -> Mode:
@@ -233,9 +234,9 @@ class RedisMessageBrokerSettings(RedisSettings):
     max_blocked: timedelta = field(default=timedelta(minutes=5), kw_only=True, validator=_span(timedelta(seconds=1)))
     block_timeout: timedelta = field(default=timedelta(seconds=5), kw_only=True, validator=_span(timedelta(seconds=1)))
     max_deliveries: int = field(default=5, kw_only=True, validator=_whole(2))
-    fetch_max_bytes: int = field(default=4 << 20, kw_only=True, validator=_whole(1))
+    fetch_max_bytes: Size = field(default=4 << 20, kw_only=True, validator=_whole(1))
     merge_batch: int = field(default=100, kw_only=True, validator=_whole(1, 1000))  # Lua unpacks some 8,000 values
-    merge_bytes: int = field(default=1 << 20, kw_only=True, validator=_whole(1))
+    merge_bytes: Size = field(default=1 << 20, kw_only=True, validator=_whole(1))
     dead_max_age: timedelta | None = field(default=None, kw_only=True, validator=_span(timedelta(seconds=1), none="ever"))
     dead_max_count: int | None = field(default=100_000, kw_only=True, validator=_whole(1, none="no limit"))
     wait_replicas: int = field(default=0, kw_only=True, validator=_whole(0))
@@ -255,5 +256,5 @@ class RedisBucketBrokerSettings(RedisSettings):
     """
 
     use_result_bucket: bool = field(default=True, kw_only=True, validator=_flag)
-    compress_from: int | None = field(default=8 << 10, kw_only=True, validator=_whole(1, none="never"))
+    compress_from: Size | None = field(default=8 << 10, kw_only=True, validator=_whole(1, none="never"))
     notify: bool = field(default=True, kw_only=True, validator=_flag)

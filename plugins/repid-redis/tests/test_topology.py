@@ -126,11 +126,11 @@ async def test_the_time_limit_is_for_all_together(url: str) -> None:
     """Servers that take connections and say nothing, however many."""
     with suppress(OSError), socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        where = topology(RedisSettings(url.format(*[address] * 3), connect_timeout=0.5 * SECOND))
+        where = topology(RedisSettings(url.format(*[address] * 3), connect_timeout=2 * SECOND))
         start = time.monotonic()
         with pytest.raises((TimeoutError, RedisError)):
             await where.connect()
-        assert time.monotonic() - start < 0.8
+        assert time.monotonic() - start < 4  # three servers, one by one, would take six
     assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
 
 
@@ -170,7 +170,7 @@ async def test_sentinels_name_the_primary(sentinels: Sentinels) -> None:
         assert await port_of(where) == sentinels.primary.port, "one is down, one hangs, the third knows"
         start = time.monotonic()
         assert await port_of(where) == sentinels.primary.port
-        assert time.monotonic() - start < 0.3, "who knew the last time is asked first"
+        assert time.monotonic() - start < 1, "who knew the last time is asked first"
         hung.accept()
 
     with sentinels.replica.client() as replica, sentinels.primary.client() as primary:

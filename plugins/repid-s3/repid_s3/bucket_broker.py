@@ -8,6 +8,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from hashlib import sha256
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
@@ -23,7 +24,7 @@ from repid_core.errors import (
     PayloadTooLargeError,
     ResultTimeoutError,
 )
-from repid_s3 import lifecycle
+from repid_s3 import lifecycle, skew
 from repid_s3.client import Client
 from repid_s3.errors import code_of, explained
 from repid_s3.settings import S3BucketBrokerSettings
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _FORMAT: Final = 1
+_LONGEST_NAME: Final = 255  # bytes; some servers keep objects as files, or what has the same limit
 _MANY: Final = 1000  # keys that S3 deletes in one request
 _DAY: Final = timedelta(days=1)
 _MILLISECOND: Final = timedelta(milliseconds=1)
@@ -92,7 +94,7 @@ class S3BucketBroker(BucketBroker):
         client = Client(self.settings, self._session)
         try:
             await self._explained("HeadBucket", client.open())
-            await self._explained("HeadBucket", client.run(lambda s3: s3.head_bucket(**self._in_bucket)))
+            await self._explained("HeadBucket", client.run(self._look))
             if self.settings.lifecycle != "off" and self.settings.retention != "none":
                 await client.run(partial(lifecycle.see_to, settings=self.settings))
         except BaseException:
@@ -157,10 +159,20 @@ class S3BucketBroker(BucketBroker):
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
+    def _look(self, s3: Any) -> None:
+        """Whether the bucket is there; the server's time comes with the answer."""
+        before = datetime.now(UTC)
+        reply = s3.head_bucket(**self._in_bucket)
+        skew.see_to(reply["ResponseMetadata"]["HTTPHeaders"].get("date"), before, datetime.now(UTC), self._place)
+
     def _key(self, id_: str) -> str:
         """The object's key: no two ids have the same, and none is outside of the prefix, whatever a server makes of dots."""
         name = quote(id_, safe="")
-        return f"{self._place.prefix}{f'%2E{name[1:]}' if name.startswith('.') else name}"
+        if name.startswith("."):
+            name = f"%2E{name[1:]}"
+        if len(name) > _LONGEST_NAME:
+            name = f"~{sha256(id_.encode()).hexdigest()}"  # no id has a tilde
+        return f"{self._place.prefix}{name}"
 
     def _retained(self, ttl: timedelta | None) -> dict[str, str]:
         """What has the storage freed in the end."""

@@ -93,7 +93,7 @@ _NAMES: Final[Mapping[str, _Saying]] = {
 def explained(error: BaseException, operation: str, settings: S3BucketBrokerSettings) -> BucketBrokerError:
     """The error to raise for one of boto3's, which belongs behind it as its cause. No credentials are in it."""
     place, response = settings.place, _response(error)
-    code, message = code_of(error), str(response.get("Error", {}).get("Message", ""))
+    code, message = code_of(error), str(response.get("Error", {}).get("Message") or "")
     headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     saying = _refused(code, message, response, operation, settings) if code else _unanswered(error)
     facts = {

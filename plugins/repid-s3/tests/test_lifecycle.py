@@ -8,17 +8,20 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from repid_s3 import S3BucketBroker, S3BucketBrokerSettings, lifecycle
 from repid_s3.commands import s3
-from servers import Stub, refusal, reply, session
+from servers import Stub, on_both_servers, refusal, reply, session
 
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 SETTINGS = S3BucketBrokerSettings("s3://bucket/jobs/")
 A, B = {"Key": "a", "Value": "1"}, {"Key": "b", "Value": "2"}
 
@@ -52,6 +55,8 @@ def test_normal_form(given_: dict[str, Any], wanted: dict[str, Any]) -> None:
     made = lifecycle.normal({**rest, **given_})
     assert made == {**rest, "Filter": wanted}
     assert lifecycle.normal(made) == made
+    row = f"| `{json.dumps(given_)}` | `{json.dumps(wanted)}` |"
+    assert row in README, f"put this into the README:\n{row}"
 
 
 TAGS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("12")), max_size=3, unique_by=lambda tag: tag[0])
@@ -96,6 +101,7 @@ OBJECTS = [
 ]
 
 
+@examples(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a slow machine finds nothing
 @given(st.lists(st.tuples(MEANINGS, FORMS), max_size=6))
 def test_rules_of_others_keep_their_meaning(rules: list[tuple[dict[str, Any], str]]) -> None:
     document = lifecycle.Document(
@@ -184,6 +190,7 @@ async def connected(place: str, **settings: Any) -> None:
     await broker.disconnect()
 
 
+@on_both_servers
 async def test_connecting_adds_our_rules(client: Any, place: str) -> None:
     put(client, place, THEIRS)
     await connected(place)
@@ -193,6 +200,7 @@ async def test_connecting_adds_our_rules(client: Any, place: str) -> None:
     assert found["theirs"] == THEIRS
 
 
+@on_both_servers
 async def test_rules_that_were_changed_are_put_right(client: Any, place: str) -> None:
     await connected(place)
     found = rules_of(client, place)
@@ -202,6 +210,7 @@ async def test_rules_that_were_changed_are_put_right(client: Any, place: str) ->
     assert rules_of(client, place) == {**found, "theirs": THEIRS}
 
 
+@on_both_servers
 async def test_checking_says_what_is_missing(client: Any, place: str, caplog: pytest.LogCaptureFixture) -> None:
     put(client, place, {**THEIRS, "Filter": {"Prefix": ""}})
     await connected(place, lifecycle="check")
@@ -213,6 +222,7 @@ async def test_checking_says_what_is_missing(client: Any, place: str, caplog: py
     assert not caplog.records
 
 
+@on_both_servers
 async def test_many_at_once(client: Any, place: str) -> None:
     """Each has a prefix of its own, and writes over what the others have written: all rules are there in the end."""
     put(client, place, THEIRS)
@@ -223,6 +233,7 @@ async def test_many_at_once(client: Any, place: str) -> None:
     assert len(found) == 1 + 4 * 4
 
 
+@on_both_servers
 async def test_what_another_has_written_over_is_written_again(client: Any, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write, rivals = lifecycle.write, [THEIRS]
 
@@ -297,6 +308,7 @@ def run(monkeypatch: pytest.MonkeyPatch, place: str) -> Callable[..., Any]:
     return run
 
 
+@on_both_servers
 def test_the_command(run: Callable[..., Any], client: Any, place: str) -> None:
     put(client, place, THEIRS)
     shown = run("show")
@@ -323,6 +335,7 @@ def test_the_command_says_what_is_wrong(run: Callable[..., Any]) -> None:
     assert "nothing listens there" in missing.output
 
 
+@on_both_servers
 def test_removing_the_last_rules(run: Callable[..., Any], client: Any, place: str) -> None:
     assert run("apply", "--yes", "--ttl-days", "1").exit_code == 0
     assert run("remove", "--yes").exit_code == 0

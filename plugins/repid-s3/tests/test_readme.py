@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,31 @@ def test_the_table_is_that_of_the_settings() -> None:
     assert table in README, f"put this into the README:\n{table}"
 
 
+def test_the_arithmetic_of_costs() -> None:
+    rows = re.findall(r"\| ([\d,.×/⁹ ]+) \| ([\d.]+) \|", README)
+    assert len(rows) == 7
+    for said, result in rows:
+        value = Fraction(1)
+        for sign, number in re.findall(r"(^|[×/]) ?([\d,.]+⁹?)", said):
+            factor = Fraction(10**9) if number == "10⁹" else Fraction(number.replace(",", ""))
+            value = value / factor if sign == "/" else value * factor
+        assert f"{float(value):.2f}" == result, said
+
+
+def test_how_often_it_is_looked() -> None:
+    [said] = re.findall(r"(\d+) if it is there, about (\d+) for a second, (\d+) for ten, (\d+) for a minute", README)
+    settings = S3BucketBrokerSettings("s3://bucket")
+    for seconds, looks in zip((0, 1, 10, 60), map(int, said), strict=True):
+        passed, pause, counted = 0.0, settings.poll_first, 1
+        while passed < seconds:
+            passed += pause.total_seconds()
+            pause = min(pause * settings.poll_factor, settings.poll_longest)
+            counted += 1
+        assert counted == looks, (seconds, counted)
+
+
 @pytest.mark.wheel
-def test_the_program_runs(client: Any, place: str, s3_url: str) -> None:
+def test_the_program_runs(client: Any, place: str) -> None:
     [program] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     program = program.replace("s3://my-bucket/my-app/", place)
     environment = {

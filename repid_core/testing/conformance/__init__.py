@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from repid_core.testing.conformance.bucket_broker import BucketBrokerConformance
     from repid_core.testing.conformance.converter import ConverterConformance
     from repid_core.testing.conformance.message_broker import MessageBrokerConformance
+    from repid_core.testing.conformance.middleware import MiddlewareConformance
     from repid_core.testing.conformance.serializer import SerializerConformance
     from repid_core.testing.conformance.suite import ConformanceSuite, Promise, PromiseBroken, promise
 
@@ -20,6 +21,7 @@ _HOMES = {
     "ConformanceSuite": "suite",
     "ConverterConformance": "converter",
     "MessageBrokerConformance": "message_broker",
+    "MiddlewareConformance": "middleware",
     "Promise": "suite",
     "PromiseBroken": "suite",
     "SerializerConformance": "serializer",
@@ -31,6 +33,7 @@ __all__ = [
     "ConformanceSuite",
     "ConverterConformance",
     "MessageBrokerConformance",
+    "MiddlewareConformance",
     "Promise",
     "PromiseBroken",
     "SerializerConformance",

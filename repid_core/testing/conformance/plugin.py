@@ -121,6 +121,13 @@ class _Report:
                 kept.update(outcome=finding["outcome"], reason=reason)
             kept["measured"].update(finding["measured"])
 
+    def reported(self) -> dict[str, dict[str, Any]]:
+        """What is known of each suite: summary, what is tested, and every promise with its outcome; JSON-able."""
+        return {
+            name: {"summary": _summary(suite), **suite["about"], "promises": list(suite["promises"].values())}
+            for name, suite in self.suites.items()
+        }
+
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print a line for each suite."""
         if self.suites:
@@ -132,10 +139,7 @@ class _Report:
         """Write the JSON report."""
         path: Path | None = self.config.getoption("--conformance-report")
         if path is not None and not hasattr(self.config, "workerinput"):
-            suites = [
-                {"suite": name, "summary": _summary(suite), **suite["about"], "promises": list(suite["promises"].values())}
-                for name, suite in self.suites.items()
-            ]
+            suites = [{"suite": name, **suite} for name, suite in self.reported().items()]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"format": 1, "suites": suites}, indent=2, ensure_ascii=False) + "\n", "utf-8")
 

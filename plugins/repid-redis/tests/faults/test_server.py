@@ -244,7 +244,7 @@ class TestLostReplies:
             proxy.cut()
         async with asyncio.timeout(10):
             [delivery] = await receiving
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < 4
         await delivery.ack()
         stats = await broker.queue_stats("q")
         assert (stats.ready, stats.in_progress) == (0, 0)

@@ -1,4 +1,4 @@
-"""The bucket broker keeps the contract, on moto's server over HTTP. It frees no storage, so that is not tested here."""
+"""The bucket broker keeps the contract, on moto's server and on SeaweedFS, over HTTP. S3 frees storage: see test_expiry.py."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from repid_core.abc import BucketBroker
 from repid_core.testing.conformance import BucketBrokerConformance
 from repid_core.testing.proxy import FaultProxy
 from repid_s3 import S3BucketBroker
-from servers import session
+from servers import Seaweed, session
 
 
-class TestS3(BucketBrokerConformance):
+class OnServer(BucketBrokerConformance):
     secrets = ("a-secret",)
-    patience = timedelta(seconds=1)
+    patience = timedelta(seconds=5)
 
     @pytest.fixture
     async def make_broker(self, s3_url: str, client: Any) -> AsyncIterator[Callable[[], BucketBroker]]:
@@ -33,7 +33,8 @@ class TestS3(BucketBrokerConformance):
                 f"s3://{name}/jobs/?endpoint_url=http://{self.address}",
                 session=session(),
                 max_payload=1_000_000,
-                connect_timeout=timedelta(seconds=1),
+                connect_timeout=timedelta(seconds=5),
+                poll_longest=timedelta(seconds=0.5),  # by which the suite measures for how long nothing may come
             )
 
     async def break_connection(self, broker: BucketBroker) -> None:
@@ -41,3 +42,15 @@ class TestS3(BucketBrokerConformance):
 
     async def restore_connection(self, broker: BucketBroker) -> None:
         self.proxy.accept()
+
+
+class TestMoto(OnServer):
+    @pytest.fixture
+    def s3_url(self, moto_url: str) -> str:
+        return moto_url
+
+
+class TestSeaweedFS(OnServer):
+    @pytest.fixture
+    def s3_url(self, seaweed: Seaweed) -> str:
+        return seaweed.url
