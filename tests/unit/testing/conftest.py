@@ -1,0 +1,18 @@
+"""Harnesses for the tests of the kit itself, which look at how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from repid_core.testing import Harness
+
+
+@pytest.fixture
+async def kit() -> AsyncIterator[Harness]:
+    """Open; left without a look at what is left behind."""
+    harness = Harness(check_leaks=False)
+    await harness.__aenter__()
+    yield harness
+    await harness.close(check=False)
