@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from attrs import evolve
-
 from repid_core.abc import Converter, Serializer
 from repid_core.app import Repid
 from repid_core.connection import Connection
 from repid_core.data import Priority
-from repid_core.dependencies import Dependencies, Depends
+from repid_core.dependencies import Depends
 from repid_core.errors import InvalidActorError, UsageError
 from repid_core.memory import InMemoryMessageBroker
-from repid_core.processing import Route
 from repid_core.router import Router, actor_of
 from repid_core.testing.clock import ManualClock
 from repid_core.testing.events import Event, EventLog, Recorder
@@ -167,6 +163,7 @@ class Harness(Router):
             Exception: What an actor raised in its last attempt (see `raise_errors`); an ExceptionGroup if there are several.
             AssertionError: A job does not end, or comes again and again.
         """
+        __tracebackhide__ = True
         runner = self._runner()
         await runner.until_idle()
         self._raise(runner)
@@ -182,6 +179,7 @@ class Harness(Router):
             Exception: What the actor raised in its last attempt (see `raise_errors`).
             AssertionError: The job does not end.
         """
+        __tracebackhide__ = True
         runner = self._runner()
         run = await runner.one()
         self._raise(runner)
@@ -199,6 +197,7 @@ class Harness(Router):
         Raises:
             Exception: As `run_until_idle`; the clock then stands where it happened.
         """
+        __tracebackhide__ = True
         if by < timedelta(0):
             raise UsageError(f"advance({by!r}): time goes forward")
         end = self.clock.now() + by
@@ -209,6 +208,7 @@ class Harness(Router):
 
     async def advance_to(self, when: datetime) -> None:
         """Let time pass until `when`; see `advance`. A naive datetime is local time."""
+        __tracebackhide__ = True
         await self.advance(when.astimezone(UTC) - self.clock.now())
 
     def _runner(self) -> Runner:
@@ -217,6 +217,7 @@ class Harness(Router):
         return self._open[1]
 
     def _raise(self, runner: Runner) -> None:
+        __tracebackhide__ = True
         failures = runner.failures()
         if self._raise_errors:
             raise_all(failures)
@@ -236,7 +237,7 @@ class Harness(Router):
         Raises:
             InvalidActorError: It is none of the harness's actors.
         """
-        from unittest.mock import AsyncMock  # noqa: PLC0415 — it takes long to import, and is not always needed
+        from repid_core.testing.mocks import mocked  # noqa: PLC0415 — it takes long to import, and is not always needed
 
         runner, found = self._runner(), self.actors.get(self._name(actor))
         if found is None:
@@ -244,10 +245,7 @@ class Harness(Router):
                 f"{self._name(actor)!r} cannot be mocked: the harness has no such actor; it has: "
                 f"{', '.join(self.actors) or 'none; pass routers=[…]'}",
             )
-        mock = AsyncMock(spec=_without(found.fn, found.dependencies.names), **{"return_value": None, **configure})
-        converter = found.converter(self.connection.converter)
-        replaced = evolve(found, fn=mock, is_async=True, run_in_process=False, dependencies=Dependencies({}, frozenset()))
-        runner.routes[found.name] = Route(replaced, converter)
+        mock, runner.routes[found.name] = mocked(found, self.connection.converter, configure)
         return mock
 
     def override(self, dependency: Depends | Callable[..., Any], fn: Callable[..., Any]) -> None:
@@ -302,12 +300,14 @@ class Harness(Router):
             priority: The priority.
             due: When it is due: a datetime, a timedelta from its enqueueing on, or None for at once.
             headers: Those that it has, and maybe others.
-            count: How many there are to be; by default one or more.
+            count: How many there are to be, 1 or more; by default that does not matter.
 
         Returns:
             The last of them.
         """
         __tracebackhide__ = True
+        if count is not None and count < 1:
+            raise ValueError(f"count={count!r}: give 1 or more, or call assert_not_enqueued")
         given = {"args": args, "queue": queue, "id_": id_, "priority": priority, "due": due, "headers": headers}
         wanted = self._wanted(actor, given)
         found = [job for job in self._recorder.jobs if not wanted.differences(job)]
@@ -343,15 +343,3 @@ def _dependencies(sources: Any) -> Iterator[Depends]:
         if isinstance(source, Depends):
             yield source
             yield from _dependencies(source._sources.values())
-
-
-def _without(fn: Callable[..., Any], injected: frozenset[str]) -> Callable[..., Any]:
-    """A function whose signature is that of `fn` without what is injected."""
-
-    async def spec() -> None: ...
-
-    signature = inspect.signature(fn)
-    kept = [parameter for name, parameter in signature.parameters.items() if name not in injected]
-    spec.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
-    spec.__name__ = getattr(fn, "__name__", "actor")
-    return spec

@@ -48,10 +48,19 @@ class Leaks:
     def tasks(self, now: Collection[Task], running: Collection[Task]) -> list[str]:
         """Tasks that were started meanwhile."""
         mine = {asyncio.current_task(), self.opener, *self.before, *running}
-        return [f"task {task.get_name()!r}, which still runs: {place(task)}" for task in now if task not in mine]
+        return [
+            f"task {task.get_name()!r}, which still runs: {place(task)}"
+            for task in now
+            if task not in mine and not _is_of_anyios_plugin(task)
+        ]
 
     def results(self, unread: Iterable[str]) -> list[str]:
         """Results that nobody has read, by actor."""
         return [
             f"{count} result{'s' * (count > 1)} of {name!r}, which nobody has read" for name, count in Counter(unread).items()
         ]
+
+
+def _is_of_anyios_plugin(task: Task) -> bool:
+    """Whether it is the one that waits for the task in which anyio runs tests and fixtures."""
+    return str(getattr(task.get_coro(), "__qualname__", "")).startswith("TestRunner.")

@@ -67,6 +67,11 @@ def repid(request: pytest.FixtureRequest) -> Harness:
         scope = asyncio_marker.kwargs.get("loop_scope") or default or "function"
         name = f"_repid_asyncio_{scope}"
     elif "anyio_backend" in request.fixturenames:
+        backend = request.getfixturevalue("anyio_backend_name")
+        if backend != "asyncio":
+            pytest.fail(
+                f"repid runs on asyncio, and not on {backend}: let the fixture `anyio_backend` be 'asyncio'", pytrace=False
+            )
         name = "_repid_anyio"
     else:
         pytest.fail(
@@ -78,11 +83,7 @@ def repid(request: pytest.FixtureRequest) -> Harness:
 
 
 @pytest.fixture
-async def _repid_anyio(
-    request: pytest.FixtureRequest, repid_options: dict[str, Any], anyio_backend_name: str
-) -> AsyncIterator[Harness]:
-    if anyio_backend_name != "asyncio":
-        pytest.fail(f"repid runs on asyncio, and not on {anyio_backend_name}: let `anyio_backend` be 'asyncio'", pytrace=False)
+async def _repid_anyio(request: pytest.FixtureRequest, repid_options: dict[str, Any]) -> AsyncIterator[Harness]:
     async for harness in _harness(request, repid_options):
         yield harness
 

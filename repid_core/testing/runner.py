@@ -70,18 +70,22 @@ class ResultsBroker(InMemoryBucketBroker):
         self.changed = asyncio.Event()
 
     async def wait_for(self, id_: str, timeout: timedelta | None) -> bytes:
+        deadline = None if timeout is None else self.clock.now() + timeout
         with self.waiting():
-            waiter = asyncio.ensure_future(super().wait_for(id_, timeout))
-            try:
-                while not (await asyncio.wait([waiter], timeout=self.patience))[0]:
-                    if not any(not run.waits for run in self.runs.values()):
-                        raise AssertionError(
-                            f"nobody brings the result {id_!r}: nothing has run for {self.patience:g} seconds, and the clock "
-                            "stands still; call run_until_idle() or advance() before you wait for a result",
-                        )
-                return waiter.result()
-            finally:
-                waiter.cancel()
+            while True:
+                left = None if deadline is None else deadline - self.clock.now()
+                patience = asyncio.timeout(self.patience)
+                try:
+                    async with patience:
+                        return await super().wait_for(id_, left)
+                except TimeoutError:
+                    if not patience.expired():
+                        raise  # by the clock of the test
+                if all(run.waits for run in self.runs.values()):
+                    raise AssertionError(
+                        f"nobody brings the result {id_!r}: nothing has run for {self.patience:g} seconds, and the clock "
+                        "stands still; call run_until_idle() or advance() before you wait for a result",
+                    )
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -194,8 +198,10 @@ class Runner:
         self._ended = [] if runs is None else [run for run in self._ended if run not in runs]
         failures: dict[int, BaseException] = {}
         for run in ended:
-            if run.failure is not None:
-                failures[id(run.failure)] = run.failure
+            if (failure := run.failure) is not None:
+                key, attempt = run.envelope.key, run.envelope.parameters.tried + 1
+                failure.add_note(f"in attempt {attempt} of job {key.topic!r} from queue {key.queue!r}")
+                failures[id(failure)] = failure
         return list(failures.values())
 
     async def start_one(self) -> JobRun | None:
@@ -276,7 +282,13 @@ class Runner:
 
 
 def raise_all(failures: Sequence[BaseException]) -> None:
-    """Raise the one failure as it is, several as a group."""
+    """Raise the one failure as it is, several as a group; with the lines of the actors, and not those of repid above them."""
+    __tracebackhide__ = True
+    for failure in failures:
+        tb = failure.__traceback__
+        while tb is not None and str(tb.tb_frame.f_globals.get("__name__", "")).startswith("repid_core."):
+            tb = tb.tb_next
+        failure.__traceback__ = tb or failure.__traceback__
     if len(failures) == 1:
         raise failures[0]
     if failures:
