@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, overload
 
 from attrs import field, frozen
@@ -108,6 +108,10 @@ class EventLog(Sequence[Event]):
 class Recorder:
     """The middleware that writes the log, whoever runs the jobs.
 
+    Args:
+        connection: Whose it is.
+        lag: How far its clock is behind real time.
+
     Attributes:
         events: The log.
         jobs: All that was enqueued.
@@ -115,8 +119,8 @@ class Recorder:
         unread: Results that are stored and that nobody has read, by bucket, with the actor's name.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, lag: Callable[[], timedelta]) -> None:
+        self._connection, self._lag = connection, lag
         self.events = EventLog()
         self.jobs: list[EnqueuedJob] = []
         self.errors: dict[str, BaseException] = {}
@@ -129,7 +133,7 @@ class Recorder:
         if error is not None or outcome is Enqueued.KEPT:
             return
         now = self._connection.clock.now()
-        self.jobs.append(EnqueuedJob(envelope, await read_args(self._connection, envelope), now))
+        self.jobs.append(EnqueuedJob(envelope, await read_args(self._connection, envelope), now, self._lag()))
         self._log("enqueued", envelope, due=envelope.due)
         if envelope.parameters.result_id is not None:
             self._results[envelope.parameters.result_id] = envelope.key.topic

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from repid_core.abc import Converter, Serializer
@@ -25,8 +25,6 @@ from repid_core.testing.runner import ResultsBroker, Runner, raise_all
 
 if TYPE_CHECKING:
     from unittest.mock import AsyncMock
-
-_NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
 
 class Harness(Router):
@@ -48,7 +46,9 @@ class Harness(Router):
         raise_errors: Raise what an actor raised, with its traceback, where the test runs jobs; only for the last attempt, as
             before that a retry is what the application asked for. False leaves it to `events` and to the job's result.
         tasks_limit: How many jobs run at once.
-        start: The time at first, aware.
+        start: The time at first, aware; only the test moves it on. By default it is the real time, and each `advance` catches
+            up with the real time that has passed: what your application defers until `datetime.now(UTC) + timedelta(days=1)`
+            is due when the test has advanced by a day.
         check_leaks: When it is left without an error, fail if jobs still run, or messages were received and not settled, or
             tasks were started that still run.
         check_results: Fail if a result was stored that nobody has read.
@@ -63,8 +63,6 @@ class Harness(Router):
         events: What happened to jobs, in order.
     """
 
-    __test__ = False
-
     def __init__(
         self,
         routers: Sequence[Router] = (),
@@ -72,7 +70,7 @@ class Harness(Router):
         eager: bool = False,
         raise_errors: bool = True,
         tasks_limit: int = 1,
-        start: datetime = _NOON,
+        start: datetime | None = None,
         check_leaks: bool = True,
         check_results: bool = False,
         patience: float = 10.0,
@@ -85,9 +83,11 @@ class Harness(Router):
             self.include_router(router)
         if type(tasks_limit) is not int or tasks_limit < 1:
             raise UsageError(f"Harness(tasks_limit={tasks_limit!r}): give a whole number, 1 or more")
-        if start.tzinfo is None:
+        if start is not None and start.tzinfo is None:
             raise UsageError(f"Harness(start={start!r}): give an aware datetime, such as datetime(2030, 1, 1, tzinfo=UTC)")
-        self.clock = ManualClock(start)
+        self._real_start = datetime.now(UTC) if start is None else None
+        self._caught_up = timedelta(0)
+        self.clock = ManualClock(start or datetime.now(UTC))
         self._buckets = ResultsBroker(patience)
         self.connection = Connection(
             InMemoryMessageBroker(),
@@ -98,7 +98,7 @@ class Harness(Router):
             args_bucket_threshold=64 * 1024,
             clock=self.clock,
         )
-        self._recorder = Recorder(self.connection)
+        self._recorder = Recorder(self.connection, self._lag)
         self._eager, self._raise_errors = eager, raise_errors
         self._tasks_limit, self._patience = tasks_limit, patience
         self._check_leaks, self._check_results = check_leaks, check_results
@@ -200,16 +200,29 @@ class Harness(Router):
         __tracebackhide__ = True
         if by < timedelta(0):
             raise UsageError(f"advance({by!r}): time goes forward")
-        end = self.clock.now() + by
+        lag = self._lag()
+        await self._move(self.clock.now() + by + lag)
+        self._caught_up += lag
+
+    async def advance_to(self, when: datetime) -> None:
+        """Let time pass until `when`; see `advance`. A naive datetime is local time."""
+        __tracebackhide__ = True
+        if when.astimezone(UTC) < self.clock.now():
+            raise UsageError(f"advance_to({when!r}): time goes forward, and it is {self.clock.now().isoformat()}")
+        await self._move(when.astimezone(UTC))
+
+    async def _move(self, end: datetime) -> None:
+        __tracebackhide__ = True
         await self.run_until_idle()
         while self.clock.step(end):
             await self.run_until_idle()
         await self.run_until_idle()
 
-    async def advance_to(self, when: datetime) -> None:
-        """Let time pass until `when`; see `advance`. A naive datetime is local time."""
-        __tracebackhide__ = True
-        await self.advance(when.astimezone(UTC) - self.clock.now())
+    def _lag(self) -> timedelta:
+        """How far the clock is behind the real time that has passed."""
+        if self._real_start is None:
+            return timedelta(0)
+        return max(timedelta(0), datetime.now(UTC) - self._real_start - self._caught_up)
 
     def _runner(self) -> Runner:
         if self._open is None:
@@ -281,11 +294,11 @@ class Harness(Router):
         actor: str | Callable[..., Any],
         *,
         args: Any = ...,
-        queue: str = ...,  # type: ignore[assignment]
-        id_: str = ...,  # type: ignore[assignment]
-        priority: Priority = ...,  # type: ignore[assignment]
-        due: datetime | timedelta | None = ...,  # type: ignore[assignment]
-        headers: dict[str, str] = ...,  # type: ignore[assignment]
+        queue: str | None = None,
+        id_: str | None = None,
+        priority: Priority | None = None,
+        due: datetime | timedelta | EllipsisType | None = ...,
+        headers: Mapping[str, str] | None = None,
         count: int | None = None,
     ) -> EnqueuedJob:
         """Fail unless such a job was enqueued in this test, run or not; the text says what was enqueued instead.
@@ -308,8 +321,7 @@ class Harness(Router):
         __tracebackhide__ = True
         if count is not None and count < 1:
             raise ValueError(f"count={count!r}: give 1 or more, or call assert_not_enqueued")
-        given = {"args": args, "queue": queue, "id_": id_, "priority": priority, "due": due, "headers": headers}
-        wanted = self._wanted(actor, given)
+        wanted = self._wanted(actor, args=args, due=due, queue=queue, id_=id_, priority=priority, headers=headers)
         found = [job for job in self._recorder.jobs if not wanted.differences(job)]
         if count is not None and len(found) != count:
             raise AssertionError(f"{len(found)} jobs were enqueued, and not {count}: {wanted}\n{wanted.explain(self.enqueued())}")
@@ -317,17 +329,18 @@ class Harness(Router):
             raise AssertionError(f"no job was enqueued: {wanted}\n{wanted.explain(self.enqueued())}")
         return found[-1]
 
-    def assert_not_enqueued(self, actor: str | Callable[..., Any], *, args: Any = ..., queue: str = ...) -> None:  # type: ignore[assignment]
+    def assert_not_enqueued(self, actor: str | Callable[..., Any], *, args: Any = ..., queue: str | None = None) -> None:
         """Fail if such a job was enqueued in this test; see `assert_enqueued`."""
         __tracebackhide__ = True
-        wanted = self._wanted(actor, {"args": args, "queue": queue})
+        wanted = self._wanted(actor, args=args, queue=queue)
         found = [job for job in self._recorder.jobs if not wanted.differences(job)]
         if found:
             listed = "\n".join(f"  {job}" for job in found)
             raise AssertionError(f"{len(found)} such jobs were enqueued: {wanted}\n{listed}")
 
-    def _wanted(self, actor: str | Callable[..., Any], given: dict[str, Any]) -> Wanted:
-        criteria = {name: value for name, value in given.items() if value is not ...}
+    def _wanted(self, actor: str | Callable[..., Any], *, args: Any, due: Any = ..., **others: Any) -> Wanted:
+        criteria = {name: value for name, value in (("args", args), ("due", due)) if value is not ...}
+        criteria |= {name: value for name, value in others.items() if value is not None}
         name = self._name(actor)
         return Wanted(name, criteria, self.actors.get(name), self.connection.payloads.serializer)
 

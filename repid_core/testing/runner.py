@@ -23,6 +23,7 @@ from repid_core.testing.events import Recorder
 
 _AT_ONCE = 1000  # deliveries of one message while the clock stands still, before it is a circle
 _RUNNING = 10_000  # jobs in hand
+_NOT_FOR_TESTS = (Exception, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)  # SystemExit ends the loop
 
 
 class JobRun(Run):
@@ -45,9 +46,9 @@ class JobRun(Run):
         return super()._final(ended, reason, error, outcome)
 
     def _keep(self, error: Exception) -> None:
-        # An actor that raised no Exception, such as what pytest.fail() raises, has it for the cause.
-        raised = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
-        self.error = error if isinstance(raised, Exception) else raised
+        # What pytest.fail() and pytest.skip() raise is no Exception, and the cause of one; it is for the test to see.
+        cause = error.__cause__ if isinstance(error, RuntimeError) else None
+        self.error = error if cause is None or isinstance(cause, _NOT_FOR_TESTS) else cause
         self._recorder.errors[self.envelope.key.id_] = self.error
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import pytest
 
@@ -12,7 +13,7 @@ from repid_core.testing import Harness
 @pytest.fixture
 async def kit() -> AsyncIterator[Harness]:
     """Open; left without a look at what is left behind."""
-    harness = Harness(check_leaks=False)
+    harness = Harness(check_leaks=False, start=datetime(2030, 1, 1, 12, tzinfo=UTC))
     await harness.__aenter__()
     yield harness
     await harness.close(check=False)

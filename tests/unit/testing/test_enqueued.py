@@ -26,7 +26,7 @@ async def count(first: int, second: int = 0) -> None: ...
 
 @pytest.fixture
 async def kit() -> Any:
-    async with Harness([router]) as harness:
+    async with Harness([router], start=datetime(2030, 1, 1, 12, tzinfo=UTC)) as harness:
         yield harness
 
 
@@ -65,6 +65,12 @@ async def test_no_arguments(kit: Harness) -> None:
     await Job("other").enqueue()
     kit.assert_enqueued("other", args=None)
     kit.assert_enqueued("other", args={})
+
+
+async def test_the_only_argument(kit: Harness) -> None:
+    await Job("count", args=5).enqueue()
+    for args in (5, [5], {"first": 5}):
+        kit.assert_enqueued(count, args=args)
 
 
 async def test_arguments_in_a_bucket_are_read(kit: Harness) -> None:

@@ -260,6 +260,16 @@ async def test_what_is_no_exception_is_raised_as_it_is(kit: Harness) -> None:
         await kit.run_until_idle()
 
 
+async def test_an_actor_that_exits_ends_its_job_and_not_the_test_run(kit: Harness) -> None:
+    @kit.actor
+    def leave() -> None:
+        raise SystemExit(1)
+
+    await Job("leave").enqueue()
+    with pytest.raises(RuntimeError, match="raised SystemExit"):
+        await kit.run_until_idle()
+
+
 async def test_failures_can_be_recorded_instead() -> None:
     async with Harness(raise_errors=False) as kit:
 
@@ -319,6 +329,32 @@ async def test_delays_are_kept_in_order_each_at_its_own_time(kit: Harness) -> No
     assert seen == [("soon", SECOND), ("between", HOUR)]
     await kit.advance_to(start + 365 * DAY)
     assert seen[2:] == [("late", 3 * DAY)]
+
+
+async def test_an_application_that_defers_by_the_real_time() -> None:
+    async with Harness() as kit:
+
+        @kit.actor
+        async def remind() -> None: ...
+
+        real = datetime.now(UTC)
+        assert abs(kit.clock.now() - real) < HOUR
+        while datetime.now(UTC) == real:  # real time passes, if only a little
+            pass
+        await Job("remind", deferred_until=datetime.now(UTC) + DAY).enqueue()
+        await kit.advance(23 * HOUR)
+        assert kit.events.kinds() == ["enqueued"]
+        await kit.advance(HOUR)
+        assert kit.events.kinds() == ["enqueued", "started", "succeeded"]
+
+
+async def test_due_times_by_the_real_time_and_no_others() -> None:
+    async with Harness() as kit:
+        await Job("remind", deferred_until=datetime.now(UTC) + DAY).enqueue()
+        kit.assert_enqueued("remind", due=DAY)
+        for due in (DAY - HOUR, DAY + HOUR):
+            with pytest.raises(AssertionError, match=r"remind .*due in 1 day, 0:00:0"):
+                kit.assert_enqueued("remind", due=due)
 
 
 async def test_a_job_that_time_brings_may_enqueue_another_that_time_brings(kit: Harness) -> None:
@@ -527,6 +563,8 @@ async def test_misuse_is_named(kit: Harness) -> None:
         await closed.run_until_idle()
     with pytest.raises(UsageError, match="time goes forward"):
         await kit.advance(-SECOND)
+    with pytest.raises(UsageError, match="time goes forward"):
+        await kit.advance_to(datetime(2020, 1, 1, tzinfo=UTC))
     with pytest.raises(UsageError, match="aware"):
         Harness(start=datetime(2030, 1, 1))  # noqa: DTZ001
     with pytest.raises(UsageError, match="tasks_limit=0"):
