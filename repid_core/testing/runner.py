@@ -180,14 +180,15 @@ class Runner:
         with self._results.waiting():
             while True:
                 self._results.changed.clear()
-                if (run := await self.start_one()) is not None:
+                idle = all(run.waits or run.ended for run in mine)
+                if idle and any(self._is_ready(*id_) for id_ in ids) and (run := await self.start_one()) is not None:
                     mine.append(run)
+                    continue
                 theirs = [run for run in self.running.values() if (run.envelope.key.queue, run.envelope.key.id_) in ids]
                 busy = [run.task for run in (*mine, *theirs) if run.ended is None]
-                if busy:
-                    await self._change(busy)
-                elif run is None:
+                if not busy:
                     break
+                await self._change(busy)
         failures = self.failures(mine)
         if self._raise_errors:
             raise_all(failures)
@@ -267,6 +268,17 @@ class Runner:
                     self.route(self._router.actors[topic])
                 return name, topics
         return None
+
+    def _is_ready(self, queue_name: str, id_: str) -> bool:
+        """Whether a message waits for an actor that there is."""
+        queue = self._broker._queues.get(queue_name)
+        entry = None if queue is None else queue.live.get(id_)
+        if queue is None or entry is None or entry.lane is None:
+            return False
+        topic = entry.envelope.key.topic
+        return topic in self._router.queues.get(queue_name, ()) and any(
+            rack.get(topic) is entry.lane for rack in queue.ready.racks
+        )
 
     def _count(self, envelope: Envelope) -> None:
         now = self._clock.now()

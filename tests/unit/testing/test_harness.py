@@ -126,6 +126,29 @@ async def test_eager_jobs_of_several_tasks_each_have_run_when_their_enqueue_retu
         assert await asyncio.gather(*tasks) == [0, 1, 2, 3]
 
 
+async def test_eager_enqueue_waits_for_its_jobs_that_another_task_runs() -> None:
+    gates = [asyncio.Event() for _ in range(3)]
+    async with Harness(eager=True) as kit:
+
+        @kit.actor
+        async def slow(number: int) -> None:
+            await gates[number].wait()
+
+        first = asyncio.create_task(kit.connection.enqueue_many([Job("slow", args=[0]), Job("slow", args=[1])]))
+        await kit.clock.settle()
+        second = asyncio.create_task(Job("slow", args=[2]).enqueue())  # takes the one that is next: that of the first task
+        await kit.clock.settle()
+        gates[0].set()
+        await kit.clock.settle()
+        assert len(kit.events.of("succeeded")) == 1
+        assert not first.done()
+        gates[1].set()
+        await first
+        gates[2].set()
+        await second
+        assert len(kit.events.of("succeeded")) == 3
+
+
 async def test_jobs_run_one_after_another_in_order_even_in_threads(kit: Harness) -> None:
     running = threading.Semaphore(1)
 
@@ -138,6 +161,11 @@ async def test_jobs_run_one_after_another_in_order_even_in_threads(kit: Harness)
     await kit.connection.enqueue_many([Job("threaded", args=[number]) for number in range(10)])
     await kit.run_until_idle()
     assert kit.events.kinds("threaded")[10:] == ["started", "succeeded"] * 10
+
+    async with Harness(eager=True) as eager:
+        eager.include_router(kit)
+        await eager.connection.enqueue_many([Job("threaded", args=[number]) for number in range(10)])
+        assert eager.events.kinds("threaded")[10:] == ["started", "succeeded"] * 10
 
 
 async def test_tasks_limit_lets_jobs_meet() -> None:
@@ -238,6 +266,19 @@ async def test_several_failures_are_raised_as_a_group(kit: Harness) -> None:
         await kit.run_until_idle()
     assert [str(error) for error in raised.value.exceptions] == ["a", "b"]
     await kit.run_until_idle()  # each is raised once
+
+
+async def test_one_error_of_several_jobs_is_raised_once(kit: Harness) -> None:
+    shared = ConnectionError("the pool is gone")
+
+    @kit.actor
+    async def broken() -> None:
+        raise shared
+
+    await kit.connection.enqueue_many([Job("broken"), Job("broken")])
+    with pytest.raises(ConnectionError) as raised:
+        await kit.run_until_idle()
+    assert raised.value is shared
 
 
 async def test_arguments_that_do_not_fit_are_raised_too(kit: Harness) -> None:

@@ -98,6 +98,13 @@ async def test_nothing_is_left_by_what_is_done_or_waits_in_a_queue() -> None:
         await asyncio.create_task(asyncio.sleep(0))
 
 
+async def test_tasks_that_ran_before_are_no_matter() -> None:
+    task = asyncio.create_task(asyncio.Event().wait())
+    async with Harness():
+        pass
+    task.cancel()
+
+
 async def test_the_tests_own_error_is_not_hidden() -> None:
     async def test() -> None:
         async with Harness() as kit:
