@@ -85,9 +85,10 @@ class Harness(Router):
             raise UsageError(f"Harness(tasks_limit={tasks_limit!r}): give a whole number, 1 or more")
         if start is not None and start.tzinfo is None:
             raise UsageError(f"Harness(start={start!r}): give an aware datetime, such as datetime(2030, 1, 1, tzinfo=UTC)")
-        self._real_start = datetime.now(UTC) if start is None else None
+        now = datetime.now(UTC)
+        self._real_start = now if start is None else None
         self._caught_up = timedelta(0)
-        self.clock = ManualClock(start or datetime.now(UTC))
+        self.clock = ManualClock(start or now)
         self._buckets = ResultsBroker(patience)
         self.connection = Connection(
             InMemoryMessageBroker(),
@@ -104,6 +105,7 @@ class Harness(Router):
         self._check_leaks, self._check_results = check_leaks, check_results
         self._middlewares = tuple(middlewares)
         self._undo = ExitStack()
+        self._is_used = False
         self._open: tuple[Repid, Runner, Leaks] | None = None
 
     @property
@@ -112,7 +114,12 @@ class Harness(Router):
         return self._recorder.events
 
     async def __aenter__(self) -> Self:
+        if self._is_used:
+            raise UsageError("a harness is for one test: make another")
+        self._is_used = True
         leaks = Leaks(asyncio.current_task(), asyncio.all_tasks())
+        self._caught_up = self._lag()  # since it was made
+        self.clock.step(self.clock.now() + self._caught_up)
         app = Repid(self.connection)
         await app.magic_connect()
         runner = Runner(self.connection, self, self._recorder, self._tasks_limit, self._patience, raise_errors=self._raise_errors)

@@ -606,6 +606,8 @@ async def test_misuse_is_named(kit: Harness) -> None:
         await kit.advance(-SECOND)
     with pytest.raises(UsageError, match="time goes forward"):
         await kit.advance_to(datetime(2020, 1, 1, tzinfo=UTC))
+    with pytest.raises(UsageError, match="for one test"):
+        await kit.__aenter__()
     with pytest.raises(UsageError, match="aware"):
         Harness(start=datetime(2030, 1, 1))  # noqa: DTZ001
     with pytest.raises(UsageError, match="tasks_limit=0"):

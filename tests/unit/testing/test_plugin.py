@@ -56,7 +56,7 @@ def runner(request: pytest.FixtureRequest, pytester: pytest.Pytester) -> str:
 def run(pytester: pytest.Pytester, runner: str, body: str) -> pytest.RunResult:
     head = f"import asyncio, pytest\nfrom repid_core import Job\nfrom app import *\npytestmark = pytest.mark.{MARKS[runner]}\n"
     pytester.makepyfile(test_app=head + body)
-    return pytester.runpytest_subprocess("-q")
+    return pytester.runpytest_inprocess("-q")
 
 
 def test_the_fixture_is_an_application_in_memory(pytester: pytest.Pytester, runner: str) -> None:
@@ -196,7 +196,7 @@ def test_without_anything_that_runs_async_tests(pytester: pytest.Pytester) -> No
 
         def test_sync(repid): ...
     """)
-    result = pytester.runpytest_subprocess("-q", "-p", "no:hypothesispytest")
+    result = pytester.runpytest_inprocess("-q", "-p", "no:hypothesispytest")
     result.assert_outcomes(errors=2)
     result.stdout.fnmatch_lines(["*nothing runs this async test: mark it*", "*make the test an `async def`*"])
 
@@ -216,7 +216,7 @@ def test_a_loop_that_tests_share(pytester: pytest.Pytester) -> None:
             await Job("one").enqueue()
             assert len(repid.enqueued()) == 1
     """)
-    pytester.runpytest_subprocess("-q", "-p", "no:hypothesispytest").assert_outcomes(passed=2)
+    pytester.runpytest_inprocess("-q", "-p", "no:hypothesispytest").assert_outcomes(passed=2)
 
 
 def test_trio_is_refused(pytester: pytest.Pytester) -> None:
@@ -230,7 +230,7 @@ def test_trio_is_refused(pytester: pytest.Pytester) -> None:
         @pytest.mark.anyio
         async def test_one(repid): ...
     """)
-    result = pytester.runpytest_subprocess("-q", "-p", "no:asyncio", "-p", "no:hypothesispytest")
+    result = pytester.runpytest_inprocess("-q", "-p", "no:asyncio", "-p", "no:hypothesispytest")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*repid runs on asyncio, and not on trio*"])
 
