@@ -109,6 +109,7 @@ def _asyncio_fixtures() -> object:
 async def _harness(request: pytest.FixtureRequest, options: dict[str, Any]) -> AsyncIterator[Harness]:
     from repid_core.testing.harness import Harness  # noqa: PLC0415 — costs nothing where it is not used
 
+    request.node.stash[_FAILED] = False  # a run before this one, of a test that is run again, is no matter
     marked: dict[str, Any] = {}
     for marker in request.node.iter_markers("repid"):
         if marker.args:
