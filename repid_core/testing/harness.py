@@ -119,7 +119,7 @@ class Harness(Router):
         self._is_used = True
         leaks = Leaks(asyncio.current_task(), asyncio.all_tasks())
         self._caught_up = self._lag()  # since it was made
-        self.clock.step(self.clock.now() + self._caught_up)
+        self.clock._step(self.clock.now() + self._caught_up)
         app = Repid(self.connection)
         await app.magic_connect()
         runner = Runner(self.connection, self, self._recorder, self._tasks_limit, self._patience, raise_errors=self._raise_errors)
@@ -221,7 +221,7 @@ class Harness(Router):
     async def _move(self, end: datetime) -> None:
         __tracebackhide__ = True
         await self.run_until_idle()
-        while self.clock.step(end):
+        while self.clock._step(end):
             await self.run_until_idle()
         await self.run_until_idle()
 
