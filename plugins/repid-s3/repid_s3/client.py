@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import SEEK_END, BytesIO
@@ -81,6 +82,9 @@ class Client:
         self._turns.take()
         try:
             return call(s3)
+        except Exception as error:
+            _let_go(error)
+            raise
         finally:
             self._turns.give()
 
@@ -93,6 +97,17 @@ class Client:
         self._threads.shutdown(wait=True)
         if self._s3 is not None:
             self._s3.close()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Have an error keep its lines alone, not the variables beside them.
+
+    boto3 and urllib3 raise errors in circles, also those after which they try again: connections would stay open, and what was
+    to be stored in memory, until Python looks for garbage.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def make(settings: S3BucketBrokerSettings, session: Any = None) -> Any:
@@ -116,6 +131,7 @@ def make(settings: S3BucketBrokerSettings, session: Any = None) -> Any:
         "s3", region_name=place.region_name, endpoint_url=place.endpoint_url, config=config
     )
     client.meta.events.register_last("before-call.s3", _do_not_ask)  # after boto3's own, which are less particular
+    client.meta.events.register("needs-retry.s3", lambda caught_exception, **_: _let_go(caught_exception))
     return client
 
 
