@@ -1,7 +1,5 @@
 """What is pydantic's own: aliases, constraints, strict models, filtered results, and errors that keep secrets."""
 
-# ruff: noqa: D103 — actors whose signatures are what they are for
-
 from __future__ import annotations
 
 import traceback
@@ -12,8 +10,18 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, SecretStr
 
-from repid_core import ConversionError, Depends, InMemoryBucketBroker, InMemoryMessageBroker, Job, MessageDependency, Repid
-from repid_core import Connection, Router, Worker
+from repid_core import (
+    Connection,
+    ConversionError,
+    Depends,
+    InMemoryBucketBroker,
+    InMemoryMessageBroker,
+    Job,
+    MessageDependency,
+    Repid,
+    Router,
+    Worker,
+)
 from repid_pydantic import PydanticConverter
 
 
@@ -38,11 +46,17 @@ class Dog(BaseModel):
     kind: Literal["dog"] = "dog"
 
 
-def aliased(n: Annotated[int, Field(alias="count", le=9)], tag: str = Field(default="none", validation_alias=AliasPath("a", 0))) -> None: ...
+def aliased(
+    n: Annotated[int, Field(alias="count", le=9)], tag: str = Field(default="none", validation_alias=AliasPath("a", 0))
+) -> None: ...
 def registers(user: User) -> Profile: ...  # type: ignore[empty-body]
 def strict(value: Strict) -> None: ...
 def pet(animal: Annotated[Cat | Dog, Field(discriminator="kind")]) -> None: ...
 def chunks(data: bytes, more: list[bytes]) -> None: ...
+async def greeting() -> str:
+    return "Hello"
+
+
 def secret(key: SecretStr) -> None: ...
 
 
@@ -92,13 +106,13 @@ def test_bytes_of_both_alphabets_and_native_ones() -> None:
 
 
 def test_secrets_do_not_travel_as_asterisks() -> None:
-    with pytest.raises(ConversionError, match="^key: cannot be passed on"):
+    with pytest.raises(ConversionError, match="key: cannot be passed on"):
         PydanticConverter(secret).dump_inputs((SecretStr("x"),), {})
 
 
 @pytest.mark.parametrize(
     "result",
-    [User(fullName="A", password="long enough"), {"fullName": "A", "password": "hush"}],
+    [User.model_validate({"fullName": "A", "password": "long enough"}), {"fullName": "A", "password": "hush"}],
     ids=["subclass", "mapping"],
 )
 def test_results_are_filtered(result: Any) -> None:
@@ -109,9 +123,6 @@ def test_results_are_filtered(result: Any) -> None:
 
 async def test_a_worker_injects_beside_it() -> None:
     router = Router()
-
-    async def greeting() -> str:
-        return "Hello"
 
     @router.actor
     async def greet(message: MessageDependency, user: User, words: Annotated[str, Depends(greeting)] = "") -> Profile:
