@@ -458,8 +458,8 @@ class Middleware:
     """Watches what happens, and may change or veto in two places. Override any of the methods, sync or async.
 
     Observers are named `before_<event>` and `after_<event>`; see `repid_core.middleware.EVENTS`. They take what they
-    name of `envelope`, `outcome`, `settlement`, `queue`, `bucket_id` and `error`. One that raises is logged and changes
-    nothing. Any object with methods so named, or one function so named, is a middleware too; this class need not be
+    name of `envelope`, `outcome`, `settlement`, `queue`, `bucket_id`, `error` and `connection`. One that raises is logged and
+    changes nothing. Any object with methods so named, or one function so named, is a middleware too; this class need not be
     its base.
     """
 

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 EVENTS = (
     "enqueue",
     "consume",
+    "process",
     "actor_run",
     "ack",
     "nack",
@@ -39,7 +40,7 @@ EVENTS = (
     "worker_stop",
 )
 #: What an observer may name in its signature; what does not apply to an event is None.
-FACTS = ("envelope", "outcome", "settlement", "queue", "bucket_id", "error")
+FACTS = ("envelope", "outcome", "settlement", "queue", "bucket_id", "error", "connection")
 
 EnqueueCall = Callable[[Sequence[Envelope]], Awaitable[Sequence[Enqueued | EnqueueError]]]
 ActorCall = Callable[[Envelope], Awaitable[Any]]

@@ -67,7 +67,8 @@ Kind.MESSAGE_BROKER = Kind("message broker", MessageBroker, _KNOWN | _AMQP)
 Kind.BUCKET_BROKER = Kind("bucket broker", BucketBroker, _KNOWN | {"s3": "repid-s3"})
 Kind.SERIALIZER = Kind("serializer", Serializer, {"json": _CORE, "msgpack": "repid-msgspec", "msgspec-json": "repid-msgspec"})
 Kind.CONVERTER = Kind("converter", Converter, {"cattrs": _CORE, "pydantic": "repid-pydantic"})
-Kind.MIDDLEWARE = Kind("middleware", object, {})
+_OBSERVERS: Final = {"opentelemetry": "repid-opentelemetry", "prometheus": "repid-prometheus"}
+Kind.MIDDLEWARE = Kind("middleware", object, _OBSERVERS)
 _KINDS: Final[tuple[Kind[Any], ...]] = tuple(kind for kind in vars(Kind).values() if isinstance(kind, Kind))
 
 

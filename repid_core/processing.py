@@ -21,6 +21,7 @@ import logging
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from enum import Enum
 from functools import partial
@@ -43,7 +44,8 @@ from repid_core.errors import (
     SerializationError,
 )
 from repid_core.executors import Executors
-from repid_core.message import ACK, REJECT, MessageDependency, Settlement, settle
+from repid_core.message import ACK, REJECT, MessageDependency, Settlement, envelope_of, settle
+from repid_core.middleware import Emit
 from repid_core.router import Actor
 from repid_core.schedule import is_overdue, next_due, rescheduled
 
@@ -76,6 +78,7 @@ class Verdict:
     settlement: Settlement
     outcome: Outcome | None = None
     value: tuple[Any] | None = None  # what the actor returned or set, before it is converted
+    error: BaseException | None = None  # why it did not succeed, if it was an error
 
 
 @frozen(eq=False)
@@ -143,7 +146,10 @@ class Run:
 
     async def process(self) -> Ended:
         """Take the delivery to its settlement, whatever it meets."""
+        middleware = self.processor.middleware
         try:
+            if middleware.before_process is not None:
+                await middleware.before_process(envelope=envelope_of(self.delivery))
             verdict = await self._attempt()
             self._leave(self)
             verdict = await self._stored(verdict)
@@ -152,10 +158,17 @@ class Run:
                 verdict = Verdict(Ended.REJECTED, REJECT)
             else:
                 logger.exception("a job could not be processed: a plugin is faulty")
-                verdict = Verdict(Ended.FAILED, self._death(DeathReason.FAILED, 0, error))
+                verdict = Verdict(Ended.FAILED, self._death(DeathReason.FAILED, 0, error), error=error)
         ended = await self._settle(verdict)
         self.processor.counts[ended] += 1
+        if middleware.after_process is not None:
+            await self._tell(middleware.after_process, ended, verdict)
         return ended
+
+    async def _tell(self, after_process: Emit, ended: Ended, verdict: Verdict) -> None:
+        facts = {"envelope": envelope_of(self.delivery), "settlement": verdict.settlement, "error": verdict.error}
+        with suppress(asyncio.CancelledError):  # of a worker in a hurry; the delivery is settled
+            await after_process(**facts, outcome=ended)
 
     def _forgive(self) -> bool:
         """Take back the cancellations that were asked for, so that the task can go on; whether there were any."""
@@ -183,7 +196,7 @@ class Run:
             self.envelope = envelope = delivery.envelope
         except CodecError as error:
             logger.error("a message cannot be decoded: %s", error, extra={"ended": "invalid"})  # noqa: TRY400 — it says all
-            return Verdict(Ended.INVALID, self._death(DeathReason.INVALID, 0, error))
+            return Verdict(Ended.INVALID, self._death(DeathReason.INVALID, 0, error), error=error)
         route = processor.routes.get(envelope.key.topic)
         if route is None or self.stopped:
             return Verdict(Ended.REJECTED, REJECT)
@@ -196,7 +209,7 @@ class Run:
                 await delivery.mark_started()
             except Exception as error:  # noqa: BLE001 — unmarked it must not run, whatever the broker raised
                 logger.warning("%s is not run: %s", envelope.key.topic, error, extra=_who(envelope))
-                return Verdict(Ended.LOST, REJECT)
+                return Verdict(Ended.LOST, REJECT, error=error)
         return await self._load(processor.clock.time_ns())
 
     async def _load(self, started: int) -> Verdict:
@@ -307,7 +320,8 @@ class Run:
             return self._final(Ended.FAILED, DeathReason.FAILED, error, self._failure(error, started))
         logger.warning("%s failed, and comes again in %s: %r", key.topic, delay, error, extra=_who(self.envelope, attempt))
         now = self.processor.clock.now()
-        return Verdict(Ended.RETRIED, Settlement("requeue", rescheduled(self.envelope, now + delay, now, tried=attempt)))
+        again = Settlement("requeue", rescheduled(self.envelope, now + delay, now, tried=attempt))
+        return Verdict(Ended.RETRIED, again, error=error)
 
     def _retry_delay(self, attempt: int, error: Exception) -> timedelta | None:
         try:
@@ -326,7 +340,7 @@ class Run:
             settlement = self._death(reason, attempts, error)
         if ended is not Ended.FAILED:
             logger.warning("%s is %s: %s", self.envelope.key.topic, ended.value, _unsaid(error), extra=_who(self.envelope))
-        return Verdict(ended, settlement, outcome)
+        return Verdict(ended, settlement, outcome, error=error)
 
     def _again(self) -> Settlement | None:
         """The next run of a recurring message (W7); to DEAD if there is none to be found here."""
@@ -361,7 +375,7 @@ class Run:
             failure = self._failure(error, outcome.started_when)
             if verdict.settlement.kind == "ack":
                 return await self._stored(self._final(Ended.FAILED, DeathReason.FAILED, error, failure))
-            return await self._stored(evolve(verdict, ended=Ended.FAILED, outcome=failure))
+            return await self._stored(evolve(verdict, ended=Ended.FAILED, outcome=failure, error=error))
         return verdict
 
     async def _hold(self, call: Callable[..., Awaitable[T]], *args: Any) -> T:

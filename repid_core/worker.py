@@ -165,13 +165,14 @@ class Worker(Router):
                 if self.auto_declare:
                     await self.declare_all_queues()
                 try:
-                    await connection.middleware.watch("worker_start", {}, shift.start)
+                    await connection.middleware.watch("worker_start", {"connection": connection}, shift.start)
                     await shift.stopping.wait()
                 except asyncio.CancelledError:
                     shift.hurry()
                     raise
                 finally:
-                    await finish(connection.middleware.watch("worker_stop", {}, shift.end), shift.hurry)
+                    stop = connection.middleware.watch("worker_stop", {"connection": connection}, shift.end)
+                    await finish(stop, shift.hurry)
         finally:
             self._shift = None
         return shift.summary()

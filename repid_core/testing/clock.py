@@ -40,14 +40,20 @@ class ManualClock(Clock):
         """Move on by `by`, calling what falls due in order, each at its own time, and let tasks react after each."""
         await self.settle()
         end = self._now + by
+        while self._step(end):
+            await self.settle()
+        await self.settle()
+
+    def _step(self, end: datetime) -> bool:
+        """For the harness: move on to the next timer and call what it calls; to `end`, and False, if none is due until then."""
         while self._timers and self._timers[0][0] <= end:
             when, _, timer = heapq.heappop(self._timers)
             if timer.callback is not None:
                 self._now = max(self._now, when)
                 timer.fire()
-                await self.settle()
-        self._now = end
-        await self.settle()
+                return True
+        self._now = max(self._now, end)
+        return False
 
     async def settle(self) -> None:
         """Let tasks that are ready run, without moving the time. Threads, processes and sockets are not waited for."""

@@ -375,7 +375,7 @@ class TestProcesses:
         start = time.monotonic()
         slow.cancel()
         await cancelled(slow)
-        assert time.monotonic() - start < 0.4
+        assert time.monotonic() - start < 1.5
         assert not exists(marks[0].read_text())
         await other
         assert await executors.run_in_process(add, (1,), {}) == 3
@@ -463,7 +463,7 @@ class TestProcesses:
             gaps.append(time.perf_counter() - last)
             last = time.perf_counter()
         assert await task == big
-        assert max(gaps) < 0.1
+        assert max(gaps) < 1  # it takes a few hundredths where nothing else runs
 
     async def test_signals_to_the_group_are_the_workers_business(self, executors):
         assert await executors.run_in_process(survive_signals, (), {}) == "SIGTERM"

@@ -51,7 +51,10 @@ ROWS = [
 ROOMS = {room: row for row, rooms in enumerate(ROWS) for room in rooms.split()}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 CORE = [path for path in MODULES if path.relative_to(PACKAGE).parts[0] not in ("testing", "cli")]
-FORBIDDEN = {"aio_pika", "boto3", "botocore", "click", "msgspec", "pydantic", "pytest", "redis", "rich", "uvloop", "watchfiles"}
+FORBIDDEN = {
+    *("aio_pika", "boto3", "botocore", "click", "msgspec", "opentelemetry", "prometheus_client", "pydantic", "pytest", "redis"),
+    *("rich", "uvloop", "watchfiles"),
+}
 
 
 def name_of(path: Path) -> str:

@@ -27,9 +27,20 @@ from repid_core import (
     Middleware,
     Queue,
 )
-from repid_core.errors import BrokerConnectionError, BucketBrokerError, DuplicateJobError, UsageError
+from repid_core.errors import (
+    BrokerConnectionError,
+    BucketBrokerError,
+    ConversionError,
+    CorruptMessageError,
+    DuplicateJobError,
+    RepidError,
+    SerializationError,
+    UsageError,
+)
+from repid_core.memory.consumer import InMemoryDelivery
 from repid_core.message import Settlement
 from repid_core.middleware import EVENTS, FACTS, Middlewares
+from repid_core.processing import Ended
 
 SECOND = timedelta(seconds=1)
 variable: ContextVar[str] = ContextVar("variable", default="")
@@ -150,9 +161,9 @@ class TestEvents:
         way = [name for name in recorder.names if "consume" not in name]
         assert way == [
             *("before_queue_declare", "after_queue_declare", "before_worker_start", "after_worker_start"),
-            *("before_get_bucket", "after_get_bucket", "before_actor_run", "after_actor_run"),
+            *("before_process", "before_get_bucket", "after_get_bucket", "before_actor_run", "after_actor_run"),
             *("before_store_bucket", "after_store_bucket", "before_ack", "after_ack"),
-            *("before_delete_bucket", "after_delete_bucket", "before_worker_stop", "after_worker_stop"),
+            *("before_delete_bucket", "after_delete_bucket", "after_process", "before_worker_stop", "after_worker_stop"),
         ]
         consumed = recorder.facts("after_consume")
         assert (consumed["queue"], consumed["envelope"].key.id_) == ("mail", ids["act"])
@@ -166,6 +177,89 @@ class TestEvents:
         ack = recorder.facts("after_ack")
         assert (ack["settlement"].kind, ack["envelope"].key.id_) == ("ack", receipt.id_)
         assert "error" not in ack
+        assert recorder.facts("before_process") == {"envelope": consumed["envelope"]}
+        process = recorder.facts("after_process")
+        assert process == {"envelope": consumed["envelope"], "settlement": ack["settlement"], "outcome": Ended.SUCCEEDED}
+        for when in ("before_worker_start", "after_worker_start", "before_worker_stop", "after_worker_stop"):
+            assert recorder.facts(when) == {"connection": connection}
+
+    @pytest.mark.parametrize(
+        ("job", "outcome", "kind", "error"),
+        [
+            (Job("fail"), Ended.FAILED, "nack", LookupError),
+            (Job("fail", retries=1), Ended.RETRIED, "requeue", LookupError),
+            (Job("hang", timeout=timedelta(milliseconds=1)), Ended.FAILED, "nack", TimeoutError),
+            (Job("fail", args=["too", "many"]), Ended.INVALID, "nack", ConversionError),
+            (Job("fail", ttl=timedelta(milliseconds=1)), Ended.EXPIRED, "nack", RepidError),
+            (Job("no_result"), Ended.FAILED, "nack", SerializationError),
+            (Job("nack"), Ended.NACKED, "nack", None),
+            (Job("again"), Ended.RETRIED, "requeue", None),
+        ],
+        ids=lambda value: value.name if isinstance(value, Job | Ended) else None,
+    )
+    async def test_how_the_processing_of_a_message_ended(self, connection, router, work, clock, job, outcome, kind, error):
+        @router.actor
+        async def fail() -> None:
+            raise LookupError
+
+        @router.actor
+        async def hang() -> None:
+            await asyncio.Event().wait()
+
+        @router.actor
+        async def no_result() -> Any:
+            return object()
+
+        @router.actor
+        async def nack(message: MessageDependency) -> None:
+            message.nack()
+
+        @router.actor
+        async def again(message: MessageDependency) -> None:
+            message.force_retry(SECOND)
+
+        connection.middleware.add(recorder := Recorder("process"))
+        await connection.enqueue(job)
+        if job.ttl is not None:
+            await clock.advance(SECOND)
+        await work(router)
+        facts = recorder.facts("after_process")
+        assert (facts["outcome"], facts["settlement"].kind) == (outcome, kind)
+        assert type(facts.get("error")) is (error or type(None))
+
+    async def test_a_message_that_cannot_be_decoded_is_processed_too(self, connection, recorder, router, work, monkeypatch):
+        @router.actor
+        async def act() -> None: ...
+
+        def corrupt(*_: object) -> Envelope:
+            raise CorruptMessageError("no JSON")
+
+        await Job("act").enqueue()
+        recorder.seen.clear()
+        monkeypatch.setattr(InMemoryDelivery, "envelope", property(corrupt))
+        await work(router)
+        assert recorder.facts("before_process") == {}
+        facts = recorder.facts("after_process")
+        assert facts["outcome"] is Ended.INVALID
+        assert isinstance(facts["error"], CorruptMessageError)
+
+    async def test_one_that_is_cancelled_while_it_is_told_settles_all_the_same(self, connection, router, work):
+        """A listener may be at an await when a worker in a hurry cancels."""
+        settled = Recorder("ack", "reject")
+        connection.middleware.add(settled)
+
+        async def after_process() -> None:
+            asyncio.current_task().cancel()  # type: ignore[union-attr]
+            await asyncio.sleep(0)
+
+        connection.middleware.add(after_process)
+
+        @router.actor
+        async def act() -> None: ...
+
+        await Job("act").enqueue()
+        assert (await work(router)).succeeded == 1
+        assert settled.names == ["before_ack", "after_ack"]
 
     async def test_the_actors_error(self, connection, recorder, router, work):
         @router.actor
@@ -248,7 +342,7 @@ class TestEvents:
     def test_every_event_is_one_that_these_tests_drive(self):
         """A new event wants a test here."""
         assert set(EVENTS) == {
-            *("enqueue", "consume", "actor_run", "ack", "nack", "reject", "requeue"),
+            *("enqueue", "consume", "process", "actor_run", "ack", "nack", "reject", "requeue"),
             *("store_bucket", "get_bucket", "delete_bucket"),
             *("queue_declare", "queue_flush", "queue_delete", "worker_start", "worker_stop"),
         }
@@ -391,7 +485,8 @@ class TestMistakes:
         def before_enqueue(message: object) -> None: ...
 
         said = (
-            "before_enqueue of a middleware takes 'message'; it can have: envelope, outcome, settlement, queue, bucket_id, error"
+            "before_enqueue of a middleware takes 'message'; "
+            "it can have: envelope, outcome, settlement, queue, bucket_id, error, connection"
         )
         with pytest.raises(UsageError, match=said):
             Middlewares([before_enqueue])

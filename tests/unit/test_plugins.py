@@ -261,6 +261,7 @@ def test_an_entry_point_that_no_hook_gives(install: Install) -> None:
         (Kind.BUCKET_BROKER, "s3", "pip install repid-s3"),
         (Kind.SERIALIZER, "msgspec-json", "pip install repid-msgspec"),
         (Kind.CONVERTER, "pydantic", "pip install repid-pydantic"),
+        (Kind.MIDDLEWARE, "prometheus", "pip install repid-prometheus"),
         (Kind.MIDDLEWARE, "metric", "did you mean 'metrics'?"),
         (Kind.BUCKET_BROKER, "redsi", "did you mean 'redis' (pip install repid-redis)?"),
         (Kind.MIDDLEWARE, "tracing", "install the plugin that offers it; by convention it is called repid-tracing"),

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -1226,7 +1227,7 @@ class TestStress:
                     case 2:
                         message.set_result(i)
                     case 3:
-                        message.add_callback(lambda: turns(3))
+                        message.add_callback(rng.choice([partial(turns, 3), lambda: None]))
                     case 6:
                         message.reject()
                     case 7 | 8:

@@ -65,7 +65,7 @@ class S3BucketBroker(BucketBroker):
         TypeError: There is no setting of this name.
     """
 
-    def __init__(self, url: str, *, session: Any = None, **settings: Any) -> None:
+    def __init__(self, url: str | None = None, *, session: Any = None, **settings: Any) -> None:
         self.settings = S3BucketBrokerSettings(url, **settings)
         self.limits = Limits(max_payload=self.settings.max_payload, wake_up=2 * self.settings.poll_longest)
         self._place, self._session = self.settings.place, session

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final, Literal, NoReturn
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from attrs import Attribute, field, frozen
 
@@ -112,8 +112,12 @@ class Place:
     endpoint_url: str | None = None
 
     @classmethod
-    def parse(cls, text: object) -> Place:
+    def parse(cls, text: object, more: str | None = None) -> Place:
         """Read a URL.
+
+        Args:
+            text: The URL.
+            more: What follows its prefix.
 
         Raises:
             ValueError: It is none; the text names it, and the form that it should have.
@@ -129,11 +133,10 @@ class Place:
             wrong("no credentials go into it: boto3 finds them in the environment, in its files, or by the machine's role")
         if parts.fragment:
             wrong("it has a '#'")
-        bucket, prefix = unquote(parts.netloc), unquote(parts.path).removeprefix("/") or _DEFAULT
+        bucket, own = unquote(parts.netloc), unquote(parts.path).removeprefix("/")
         if not _BUCKET.fullmatch(bucket):
             wrong(f"{bucket!r} is no bucket's name")
-        if not prefix.endswith("/"):
-            prefix += "/"
+        prefix = "".join(part if part.endswith("/") else f"{part}/" for part in (own, more) if part) or _DEFAULT
         if not _PREFIX.fullmatch(prefix) or "//" in prefix or {".", ".."}.intersection(prefix.split("/")):
             wrong(f"the prefix {prefix!r} has more than letters, digits, !_.*'()- and single slashes")
         if len(prefix) > _LONGEST_PREFIX:
@@ -153,8 +156,10 @@ class S3BucketBrokerSettings:
 
     Attributes:
         url: The bucket of S3, and what keys begin with: `s3://bucket/prefix/`, by default `repid/`, and where need be
-            `?region_name=…` and `&endpoint_url=…`, as below. Applications that share a bucket need prefixes of which none
-            begins with another.
+            `?region_name=…` and `&endpoint_url=…`, as below. Default: None, if `bucket` is given.
+        bucket: The bucket of S3, in the place of a URL. Default: None.
+        prefix: What keys begin with; with a URL that has a prefix, what follows that. Applications that share a bucket need
+            prefixes of which none begins with another. Default: None, for the URL's, or else `repid/`.
         region_name: Of the bucket. Default: the URL's, or else what boto3 finds.
         endpoint_url: Of a server that is not AWS. Default: the URL's, or else what boto3 finds.
         retention: How the storage of what has expired is freed. "tags": objects are tagged with the class of their TTL, and a
@@ -186,7 +191,9 @@ class S3BucketBrokerSettings:
         poll_longest: The longest pause. Default: 2 s.
     """
 
-    url: str = field(repr=masked)
+    url: str | None = field(default=None, repr=masked)
+    bucket: str | None = field(default=None, kw_only=True, validator=_text)
+    prefix: str | None = field(default=None, kw_only=True, validator=_text)
     region_name: str | None = field(default=None, kw_only=True, validator=_text)
     endpoint_url: str | None = field(default=None, kw_only=True, validator=_text)
     retention: Literal["tags", "prefix", "none"] = field(
@@ -219,7 +226,7 @@ class S3BucketBrokerSettings:
     def __attrs_post_init__(self) -> None:
         place = self.place
         for name in _QUERY:
-            if getattr(self, name) and getattr(Place.parse(self.url), name) not in {None, getattr(self, name)}:
+            if self.url and getattr(self, name) and getattr(Place.parse(self.url), name) not in {None, getattr(self, name)}:
                 raise ValueError(f"{name} is in the URL and in the settings, and they differ: leave one out")
         if place.endpoint_url and urlsplit(place.endpoint_url).scheme not in {"http", "https"}:
             raise ValueError(f"endpoint_url={place.endpoint_url!r}: give a URL that begins with https:// or http://")
@@ -235,5 +242,7 @@ class S3BucketBrokerSettings:
     @property
     def place(self) -> Place:
         """Where buckets are."""
-        place = Place.parse(self.url)
+        if (self.url is None) == (self.bucket is None):
+            raise ValueError(f"give a url ({_FORM}), or a bucket{', and not both' if self.url else ''}")
+        place = Place.parse(self.url or f"s3://{quote(str(self.bucket), safe='')}/", self.prefix)
         return Place(place.bucket, place.prefix, self.region_name or place.region_name, self.endpoint_url or place.endpoint_url)

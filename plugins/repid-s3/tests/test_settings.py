@@ -30,9 +30,38 @@ def test_urls(url: str, place: tuple[Any, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "place"),
+    [
+        ({"bucket": "my-jobs"}, "my-jobs repid/"),
+        ({"bucket": "my-jobs", "prefix": "mail"}, "my-jobs mail/"),
+        ({"url": "s3://my-jobs/", "prefix": "mail/"}, "my-jobs mail/"),
+        ({"url": "s3://my-jobs/app", "prefix": "mail/x"}, "my-jobs app/mail/x/"),
+    ],
+)
+def test_bucket_and_prefix_by_name(settings: dict[str, Any], place: str) -> None:
+    found = S3BucketBrokerSettings(**settings).place
+    assert f"{found.bucket} {found.prefix}" == place
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "give a url (s3://bucket/prefix/?region_name=…&endpoint_url=…), or a bucket"),
+        ({"url": "s3://my-jobs/", "bucket": "my-jobs"}, "or a bucket, and not both"),
+        ({"bucket": "my-jobs/app"}, "'my-jobs/app' is no bucket's name"),
+        ({"bucket": "my-jobs", "prefix": "../a"}, "the prefix '../a/' has more than"),
+    ],
+)
+def test_places_that_are_none(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match="s3://bucket") as error:
+        S3BucketBrokerSettings(**settings)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("url", "said"),
     [
-        (None, "<NoneType>: it is no URL"),
+        (7, "<int>: it is no URL"),
         ("http://bucket", "begins with s3://"),
         ("s3://", "no bucket's name"),
         ("s3://a", "'a' is no bucket's name"),
