@@ -137,3 +137,11 @@ async def test_a_worker_injects_beside_it() -> None:
         bucket = await job.result
     assert bucket is not None
     assert bucket.data == {"fullName": "Hello A greet"}
+
+
+def test_what_job_of_writes_goes_by_names_and_is_read() -> None:
+    user = User.model_validate({"fullName": "A", "password": "long enough"})
+    converter = PydanticConverter(registers)
+    data = converter.dump_inputs((user,), {})
+    assert data == {"user": {"name": "A", "password": "long enough"}}
+    assert converter.convert_inputs(data) == ((user,), {})
