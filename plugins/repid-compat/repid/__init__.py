@@ -19,6 +19,7 @@ from repid_core import __version__
 if TYPE_CHECKING:
     from repid_msgspec import MsgpackSerializer as MsgpackSerializer
     from repid_msgspec import MsgspecJsonSerializer as MsgspecJsonSerializer
+    from repid_pydantic import PydanticConverter as PydanticConverter
     from repid_rabbitmq import RabbitMessageBroker as RabbitMessageBroker
     from repid_rabbitmq import RabbitMessageBrokerSettings as RabbitMessageBrokerSettings
     from repid_redis import RedisBucketBroker as RedisBucketBroker
@@ -33,6 +34,7 @@ __all__ += repid_core.__all__  # of core alone: a star imports no client library
 
 _PLUGINS = {
     "repid_msgspec": ("MsgpackSerializer", "MsgspecJsonSerializer"),
+    "repid_pydantic": ("PydanticConverter",),
     "repid_rabbitmq": ("RabbitMessageBroker", "RabbitMessageBrokerSettings"),
     "repid_redis": (
         "RedisBucketBroker",

@@ -13,7 +13,7 @@ import pytest
 import repid
 import repid_core
 
-PLUGINS = ("repid_msgspec", "repid_rabbitmq", "repid_redis", "repid_s3")
+PLUGINS = ("repid_msgspec", "repid_pydantic", "repid_rabbitmq", "repid_redis", "repid_s3")
 
 
 def test_every_name_of_core_is_here_and_the_same() -> None:
