@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -11,12 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import redis
 
-_PATIENCE = 20.0  # seconds
+_PATIENCE = 60.0  # seconds
+_PORTS = 12_000  # below those that systems choose from
+_given = itertools.count(random.randrange(800))
 
 
 def redis_binary() -> str | None:
@@ -40,12 +45,15 @@ def any_binary() -> str | None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now. Clusters need the one 10,000 above it too."""
+    """A port that nobody listens on, and nobody will: not given out twice, nor by another process of pytest-xdist.
+
+    Nor does the system choose it for the near end of a connection. Clusters need the one 10,000 above it too.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < 55_000:
+        port = _PORTS + 800 * worker + next(_given) % 800
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
             return port
 
 
@@ -161,7 +169,7 @@ class Sentinels:
     name = "mymaster"
 
     def __init__(self, binary: str, folder: Path) -> None:
-        self.primary = Server(binary, folder / "primary")
+        self.primary = Server(binary, folder / "primary", repl_diskless_sync_delay="0")
         self.replica = Server(binary, folder / "replica", replicaof=f"127.0.0.1 {self.primary.port}")
         self.sentinels = [
             Server(
