@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,9 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = "cli,cron,testing"
 CODE = ("repid_core", "tests/conformance", "tests/typing", "examples", "benchmarks", "noxfile.py")
 PLUGINS = sorted(path.parent for path in Path("plugins").glob("*/pyproject.toml"))
+# In CI, where servers and machine are shared, a plugin's test that fails is run once more; the summary names it as RERUN, so that
+# somebody looks.
+ONCE_MORE = ("--reruns", "1", "-rR") if os.environ.get("CI") else ()
 WORKERS = 4  # of pytest-xdist: conformance on real servers mostly waits, so they may be more than there are cores
 THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -79,7 +83,7 @@ def plugins(session: nox.Session) -> None:
     """The plugins' tests, with the servers that they find or start; of one: `nox -s plugins -- repid-redis -k retry`."""
     chosen = [plugin for plugin in PLUGINS if plugin.name in session.posargs] or PLUGINS
     words = [word for word in session.posargs if Path("plugins", word) not in PLUGINS]
-    session.install("-e", f".[{EXTRAS}]", *editable())
+    session.install("-e", f".[{EXTRAS}]", *editable(), "pytest-rerunfailures")
     failed = [plugin.name for plugin in chosen if not tested(session, plugin, words)]
     if failed:
         session.error(f"failed: {', '.join(failed)}")
@@ -94,7 +98,7 @@ def tested(session: nox.Session, plugin: Path, words: list[str]) -> bool:
     passed = True
     for run in runs:
         try:
-            session.run("pytest", *run, *words, success_codes=nothing_chosen)
+            session.run("pytest", *run, *ONCE_MORE, *words, success_codes=nothing_chosen)
         except CommandFailed:
             passed = False
     return passed
