@@ -175,6 +175,9 @@ class SqliteMessageBroker(MessageBroker):
     async def queue_stats(self, queue: str) -> QueueStats:
         return await self.database.call(queues.STATS, self.name_of(queue))
 
+    async def queue_names(self) -> Sequence[str]:
+        return await self.database.call(queues.NAMES, self.settings.space)
+
     async def cancel(self, queue: str, id_: str) -> bool:
         return await self.database.call(queues.CANCEL, (self.name_of(queue), id_))
 

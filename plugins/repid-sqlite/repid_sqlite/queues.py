@@ -61,6 +61,13 @@ def _delete(tx: Transaction, name: str) -> None:
         tx.execute("DELETE FROM lanes WHERE queue = ?", row[0])
 
 
+def _names(tx: Transaction, space: str) -> list[str]:
+    """The queues of a prefix, in the order of the alphabet."""
+    start = f"{space}:"
+    found = tx.execute("SELECT name FROM queues WHERE substr(name, 1, ?) = ?", len(start), start).fetchall()
+    return sorted(name.removeprefix(start) for (name,) in found)
+
+
 def _stats(tx: Transaction, name: str) -> QueueStats:
     row = tx.execute("SELECT queue FROM queues WHERE name = ?", name).fetchone()
     if row is None:
@@ -104,3 +111,4 @@ def _browse(tx: Transaction, page: Page) -> list[tuple[tuple[int, int, int], byt
 
 DECLARE, FLUSH, DELETE, CANCEL, BROWSE = action(_declare), action(_flush), action(_delete), action(_cancel), action(_browse)
 STATS = action(_stats, writes=False)
+NAMES = action(_names, writes=False)

@@ -180,6 +180,17 @@ async def test_prefixes_do_not_meet(tmp_path: Path) -> None:
         assert (await a.queue_stats("q")).ready == 1
 
 
+async def test_the_queues_are_those_of_the_prefix(tmp_path: Path) -> None:
+    for prefix, queues in (("a", ("mail", "bar")), ("ab", ("other",)), ("repid", ("bare",))):
+        async with opened(tmp_path / "jobs.db", prefix=prefix) as broker:
+            assert await broker.queue_names() == []
+            for queue in queues:
+                await broker.declare_queue(queue)
+            assert await broker.queue_names() == sorted(queues)
+            await broker.delete_queue(queues[0])
+            assert await broker.queue_names() == sorted(queues[1:])
+
+
 async def test_a_file_that_was_removed_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as broker:
