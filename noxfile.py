@@ -20,8 +20,9 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = "cli,cron,testing"
 CODE = ("repid_core", "tests/conformance", "tests/typing", "examples", "benchmarks", "noxfile.py")
 PLUGINS = sorted(path.parent for path in Path("plugins").glob("*/pyproject.toml"))
-# In CI, where servers and machine are shared, a plugin's test that fails is run once more; the summary names it as RERUN, so that
-# somebody looks.
+# In CI, where servers and machine are shared, a test that fails is run once more; the summary names it as RERUN, so that somebody
+# looks.
+RERUNS = "pytest-rerunfailures"
 ONCE_MORE = ("--reruns", "1", "-rR") if os.environ.get("CI") else ()
 WORKERS = 4  # of pytest-xdist: conformance on real servers mostly waits, so they may be more than there are cores
 THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -74,8 +75,8 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The tests, but for the examples."""
-    session.install("-e", f".[{EXTRAS}]", *needs("test"))
-    session.run("pytest", "-m", "not examples", "-n", "logical", *session.posargs)
+    session.install("-e", f".[{EXTRAS}]", *needs("test"), RERUNS)
+    session.run("pytest", "-m", "not examples", "-n", "logical", *ONCE_MORE, *session.posargs)
 
 
 @nox.session(python=PYTHONS)
@@ -83,7 +84,7 @@ def plugins(session: nox.Session) -> None:
     """The plugins' tests, with the servers that they find or start; of one: `nox -s plugins -- repid-redis -k retry`."""
     chosen = [plugin for plugin in PLUGINS if plugin.name in session.posargs] or PLUGINS
     words = [word for word in session.posargs if Path("plugins", word) not in PLUGINS]
-    session.install("-e", f".[{EXTRAS}]", *editable(), "pytest-rerunfailures")
+    session.install("-e", f".[{EXTRAS}]", *editable(), RERUNS)
     failed = [plugin.name for plugin in chosen if not tested(session, plugin, words)]
     if failed:
         session.error(f"failed: {', '.join(failed)}")
@@ -121,7 +122,7 @@ def build(session: nox.Session) -> None:
     place = Path(session.create_tmp()).resolve()
     shutil.rmtree(place)
     place.mkdir()
-    session.install(*needs("build", "test"), *(word for plugin in PLUGINS for word in needs("test", of=plugin)))
+    session.install(*needs("build", "test"), RERUNS, *(word for plugin in PLUGINS for word in needs("test", of=plugin)))
     for source in (Path(), *PLUGINS):
         session.run("python", "-m", "build", "--outdir", str(place / "dist"), str(source), silent=True)
         copy(source, place / source)
@@ -132,9 +133,9 @@ def build(session: nox.Session) -> None:
         where = session.run("python", "-c", f"import {package}; print({package}.__file__)", silent=True)
         if "site-packages" not in str(where):
             session.error(f"the tests would run against {where}")
-    session.run("pytest", "tests/integration", "-n", "logical", *session.posargs)
+    session.run("pytest", "tests/integration", "-n", "logical", *ONCE_MORE, *session.posargs)
     for plugin in PLUGINS:
-        session.run("pytest", str(plugin), "-m", "wheel", *session.posargs)
+        session.run("pytest", str(plugin), "-m", "wheel", *ONCE_MORE, *session.posargs)
 
 
 def copy(source: Path, target: Path) -> None:

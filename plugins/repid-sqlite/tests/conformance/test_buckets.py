@@ -14,7 +14,6 @@ from repid_core.testing.conformance import BucketBrokerConformance
 from repid_sqlite import SqliteBucketBroker
 
 
-@pytest.mark.wheel
 class TestSqliteBucketBroker(BucketBrokerConformance):
     patience = timedelta(seconds=3)  # a local file
 

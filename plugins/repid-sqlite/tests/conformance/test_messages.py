@@ -14,7 +14,6 @@ from repid_core.testing.conformance import MessageBrokerConformance
 from repid_sqlite import SqliteMessageBroker
 
 
-@pytest.mark.wheel
 class TestSqliteMessageBroker(MessageBrokerConformance):
     patience = timedelta(seconds=3)  # a local file
 
