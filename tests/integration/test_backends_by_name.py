@@ -231,6 +231,12 @@ def test_every_plugin_that_is_here_is_installed() -> None:
     assert installed == here
 
 
+async def deleted(config: dict[str, Any], queue: str) -> None:
+    """Leave nothing of a queue on the server."""
+    async with Connection.from_config(config, environ={}) as connection:
+        await connection.message_broker.delete_queue(queue)
+
+
 def test_the_mixed_example_runs_as_it_is_written(settings_of: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
     """Its servers are elsewhere, which the environment says."""
     for plugin in ("repid_rabbitmq", "repid_redis", "repid_s3"):
@@ -263,3 +269,4 @@ def test_the_mixed_example_runs_as_it_is_written(settings_of: Callable[[str], di
         "S3BucketBroker",
         "RedisBucketBroker",
     ]
+    asyncio.run(deleted({"message_broker": messages}, "reports"))
