@@ -34,6 +34,7 @@ from repid_core.data import (
 from repid_core.defaults import Config
 from repid_core.dependencies import INJECTED, Depends
 from repid_core.errors import (
+    CallTimeoutError,
     ConversionError,
     DuplicateJobError,
     EnqueueError,
@@ -53,6 +54,7 @@ from repid_core.message import Message, MessageDependency
 from repid_core.queue import Queue
 from repid_core.retry import RetryPolicy, default_retry_policy_factory
 from repid_core.router import Router, RouterDefaults
+from repid_core.sync import SyncRepid
 from repid_core.worker import Worker, WorkerSummary
 
 __version__ = "0.1.0"
@@ -63,6 +65,7 @@ __all__ = [
     "Broker",
     "Browsed",
     "BucketBroker",
+    "CallTimeoutError",
     "Capability",
     "Config",
     "Connection",
@@ -106,6 +109,7 @@ __all__ = [
     "RoutingKey",
     "Serializer",
     "Size",
+    "SyncRepid",
     "UnsupportedFeatureError",
     "Worker",
     "WorkerSummary",

@@ -33,6 +33,8 @@ from repid_core.plugins import Kind, plugins
 
 logger = logging.getLogger(__name__)
 
+_abandoned: list[object] = []
+
 
 @frozen
 class Draft:
@@ -161,6 +163,22 @@ class Connection:
     def is_open(self) -> bool:
         """Whether it is connected."""
         return self._opened is not None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that it is open on; None if it is not open, or was opened before a fork."""
+        return self._opened[0] if self._opened is not None and self._opened[1] == os.getpid() else None
+
+    def abandon(self) -> None:
+        """Forget that it is open, without a word to the servers: its loop is gone, or belongs to the parent of this process.
+
+        `connect` may follow, and begins anew. What there was before is kept as it is, so that nothing closes what a parent
+        process goes on using.
+        """
+        if self._opened is not None or self.opening is not None:
+            _abandoned.append((self._stack, self._opened, *(dict(vars(broker)) for broker in self._brokers())))
+        self._opened = self.opening = None
+        self._stack = AsyncExitStack()
 
     async def connect(self) -> None:
         """Open the brokers. If one fails, those that were opened are closed again.

@@ -22,7 +22,8 @@ A class's docstring is its message when none is given, so each remedy is written
     ├── ConversionError
     ├── ActorProcessError
     ├── JobFailedError
-    └── ResultTimeoutError (TimeoutError)
+    ├── ResultTimeoutError (TimeoutError)
+    └── CallTimeoutError (TimeoutError)
 
 `ActorEnded` stands outside: it is the `BaseException` that an eager response raises to leave an actor.
 """
@@ -213,6 +214,10 @@ class JobFailedError(RepidError):
 
 class ResultTimeoutError(RepidError, TimeoutError):
     """No result came in time: the job may still be queued or running, or does not store its result."""
+
+
+class CallTimeoutError(RepidError, TimeoutError):
+    """The synchronous call took longer than its timeout, and was cancelled: what it has sent may have arrived all the same."""
 
 
 class ActorEnded(BaseException):

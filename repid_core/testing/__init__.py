@@ -9,10 +9,18 @@ if TYPE_CHECKING:
     from repid_core.testing.events import Event, EventLog
     from repid_core.testing.harness import Harness
     from repid_core.testing.jobs import EnqueuedJob
+    from repid_core.testing.sync import SyncHarness
 
-__all__ = ["EnqueuedJob", "Event", "EventLog", "Harness", "ManualClock"]
+__all__ = ["EnqueuedJob", "Event", "EventLog", "Harness", "ManualClock", "SyncHarness"]
 
-_HOMES = {"EnqueuedJob": "jobs", "Event": "events", "EventLog": "events", "Harness": "harness", "ManualClock": "clock"}
+_HOMES = {
+    "EnqueuedJob": "jobs",
+    "Event": "events",
+    "EventLog": "events",
+    "Harness": "harness",
+    "ManualClock": "clock",
+    "SyncHarness": "sync",
+}
 
 
 def __getattr__(name: str) -> Any:

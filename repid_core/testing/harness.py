@@ -17,6 +17,7 @@ from repid_core.dependencies import Depends
 from repid_core.errors import InvalidActorError, UsageError
 from repid_core.memory import InMemoryMessageBroker
 from repid_core.router import Router, actor_of
+from repid_core.sync import stand_ins
 from repid_core.testing.clock import ManualClock
 from repid_core.testing.events import Event, EventLog, Recorder
 from repid_core.testing.jobs import EnqueuedJob, Wanted
@@ -128,6 +129,7 @@ class Harness(Router):
         for middleware in (self._recorder, *self._middlewares):
             self.connection.middleware.add(middleware)
         self._open = app, runner, leaks
+        stand_ins.append(self.connection)  # for `app.sync()` of any application
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -155,6 +157,7 @@ class Harness(Router):
             if check and self._check_results:
                 found += leaks.results(self._recorder.unread.values())
         finally:
+            stand_ins.remove(self.connection)
             self._undo.close()
             await runner.close()
             await app.magic_disconnect()

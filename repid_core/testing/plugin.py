@@ -1,26 +1,29 @@
-"""The pytest plugin for applications: the fixture `repid`, and the marker.
+"""The pytest plugin for applications: the fixtures `repid` and `sync_repid`, and the marker.
 
-pytest loads it by core's entry point in every project that has core installed. Until a test asks for `repid` it does nothing,
-and imports nothing.
+pytest loads it by core's entry point in every project that has core installed. Until a test asks for one of them it does
+nothing, and imports nothing.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 if TYPE_CHECKING:
     from repid_core.testing.harness import Harness
+    from repid_core.testing.sync import SyncHarness
+
+T = TypeVar("T")
 
 _FAILED = pytest.StashKey[bool]()
 _SCOPES = ("function", "class", "module", "package", "session")
 _MARKER = (
-    "repid(routers=[...], eager=False, ...): the test has the fixture `repid`, an application in memory, made with these "
-    "arguments of repid_core.testing.Harness"
+    "repid(routers=[...], eager=False, ...): the test has the fixture `repid`, or `sync_repid` if it is not asynchronous, an "
+    "application in memory, made with these arguments of repid_core.testing.Harness"
 )
 
 
@@ -34,8 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """A test with the marker has the fixture, whether it names it or not."""
     names = getattr(item, "fixturenames", None)
-    if names is not None and "repid" not in names and item.get_closest_marker("repid") is not None:
-        names.insert(0, "repid")
+    if names is None or {"repid", "sync_repid"} & set(names) or item.get_closest_marker("repid") is None:
+        return
+    names.insert(0, "repid" if _is_async(item) else "sync_repid")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -59,8 +63,11 @@ def repid_options() -> dict[str, Any]:
 def repid(request: pytest.FixtureRequest) -> Harness:
     """The application under test, in memory, on a clock that the test moves; see `repid_core.testing.Harness`."""
     item = request.node
-    if not inspect.iscoroutinefunction(inspect.unwrap(getattr(item, "obj", None) or _nothing)):
-        pytest.fail("the fixture `repid` lives on an event loop: make the test an `async def`", pytrace=False)
+    if not _is_async(item):
+        pytest.fail(
+            "the fixture `repid` lives on an event loop: make the test an `async def`, or take the fixture `sync_repid`",
+            pytrace=False,
+        )
     asyncio_marker = item.get_closest_marker("asyncio")
     if asyncio_marker is not None and request.config.pluginmanager.hasplugin("repid-asyncio"):
         default = request.config.getini("asyncio_default_test_loop_scope")
@@ -80,6 +87,21 @@ def repid(request: pytest.FixtureRequest) -> Harness:
         )
     harness: Harness = request.getfixturevalue(name)
     return harness
+
+
+@pytest.fixture
+def sync_repid(request: pytest.FixtureRequest, repid_options: dict[str, Any]) -> Iterator[SyncHarness]:
+    """The application under test, for tests that are not asynchronous; see `repid_core.testing.SyncHarness`."""
+    from repid_core.testing.sync import SyncHarness  # noqa: PLC0415 — costs nothing where it is not used
+
+    if _is_async(request.node):
+        pytest.fail("the fixture `sync_repid` is for tests that are not asynchronous: take `repid`", pytrace=False)
+    harness = _made(SyncHarness, request, repid_options)
+    harness.__enter__()
+    try:
+        yield harness
+    finally:
+        harness.close(check=not request.node.stash.get(_FAILED, False))
 
 
 @pytest.fixture
@@ -109,6 +131,15 @@ def _asyncio_fixtures() -> object:
 async def _harness(request: pytest.FixtureRequest, options: dict[str, Any]) -> AsyncIterator[Harness]:
     from repid_core.testing.harness import Harness  # noqa: PLC0415 — costs nothing where it is not used
 
+    harness = _made(Harness, request, options)
+    await harness.__aenter__()
+    try:
+        yield harness
+    finally:
+        await harness.close(check=not request.node.stash.get(_FAILED, False))
+
+
+def _made(kind: type[T], request: pytest.FixtureRequest, options: dict[str, Any]) -> T:
     request.node.stash[_FAILED] = False  # a run before this one, of a test that is run again, is no matter
     marked: dict[str, Any] = {}
     for marker in request.node.iter_markers("repid"):
@@ -116,14 +147,13 @@ async def _harness(request: pytest.FixtureRequest, options: dict[str, Any]) -> A
             pytest.fail(f"@pytest.mark.repid{marker.args!r}: name the arguments, such as routers=[…]", pytrace=False)
         marked = {**marker.kwargs, **marked}
     try:
-        harness = Harness(**{**options, **marked})
+        return kind(**{**options, **marked})
     except TypeError as error:
         pytest.fail(f"@pytest.mark.repid, or repid_options: {error}", pytrace=False)
-    await harness.__aenter__()
-    try:
-        yield harness
-    finally:
-        await harness.close(check=not request.node.stash.get(_FAILED, False))
+
+
+def _is_async(item: Any) -> bool:
+    return inspect.iscoroutinefunction(inspect.unwrap(getattr(item, "obj", None) or _nothing))
 
 
 def _nothing() -> None: ...

@@ -35,6 +35,7 @@ ROWS = [
     "router",
     "config",
     "connection",
+    "sync",
     "app",
     "message",
     "queue",

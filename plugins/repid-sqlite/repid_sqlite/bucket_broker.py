@@ -57,7 +57,10 @@ class SqliteBucketBroker(BucketBroker):
 
     async def connect(self) -> None:
         if self._open is not None:
-            return
+            if self._open.is_here():
+                return
+            self._open.forsake()
+            self._standing = _Standing()
         self._listening = False
         self._open = Database(self.settings, self.clock, BucketConnectionError, BucketBrokerError, self._standing)
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -68,7 +69,7 @@ class Database:
     ) -> None:
         self.settings, self.clock, self.standing = settings, clock, standing
         self._away, self._refused, self._most = away, refused, most
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
         self._poll = settings.poll.total_seconds()
         self._inbox: deque[_Call] = deque()
         self._outbox: list[_Call] = []  # of this turn of the loop
@@ -101,6 +102,24 @@ class Database:
         return self._session is not None and self._session.links.address is not None
 
     # On the loop
+
+    def is_here(self) -> bool:
+        """Whether it is of the loop that runs; if not, it is to be forsaken, and another made.
+
+        Raises:
+            RepidError: `away`, as this process is a fork of the one that has opened the file.
+        """
+        if self._pid != os.getpid():
+            raise self._away(
+                f"{self.settings.path} was in use when this process was forked, which SQLite does not allow: "
+                "disconnect before the fork, or fork before the first use"
+            )
+        return self._loop is asyncio.get_running_loop()
+
+    def forsake(self) -> None:
+        """End once what was asked is done; nobody waits for it, as the loop is gone."""
+        self._ending = True
+        self._wake()
 
     async def open(self) -> None:
         """Start the thread, which opens the file.

@@ -83,7 +83,11 @@ class SqliteMessageBroker(MessageBroker):
 
     async def connect(self) -> None:
         if self._database is not None:
-            return
+            if self._database.is_here():
+                return
+            self._database.forsake()
+            self._standing = _Standing(self)
+            self.consumers, self._listening = {}, Counter()
         self._database = Database(
             self.settings,
             self.clock,
