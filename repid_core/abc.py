@@ -59,6 +59,9 @@ class Broker(ABC):
     async def connect(self) -> None:
         """Open what the broker needs. If it fails or is cancelled, nothing stays open.
 
+        It may come on another event loop without `disconnect` before it, when the first loop is gone, or belongs to the process
+        that this one is a fork of. Then it begins anew, and closes nothing that a parent may use.
+
         Raises:
             BrokerConnectionError: For message brokers; names host and port, and no password.
             BucketConnectionError: The same for bucket brokers.

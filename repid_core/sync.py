@@ -43,8 +43,8 @@ lent: ContextVar[Connection | None] = ContextVar("repid_lent_connection", defaul
 stand_ins: list[Connection] = []
 """Connections of tests, the last of which is used in the place of every application's."""
 
-_all: WeakSet[SyncRepid] = WeakSet()
-_running: set[SyncRepid] = set()  # those that have a thread, which are not to be collected
+_all: WeakSet[_Portal] = WeakSet()
+_running: set[_Portal] = set()  # those that have a thread, which are not to be collected
 _inherited: list[object] = []  # what a forked child has of its parent's, which must be neither closed nor collected
 
 
@@ -58,10 +58,10 @@ class SyncJob(Enqueueable, Protocol[T_co]):
     def result(self) -> Coroutine[Any, Any, ResultBucket | None]:
         """Look for the result."""
 
-    async def wait(self, timeout: timedelta | float | None = None) -> T_co:  # type: ignore[empty-body]
+    async def wait(self, timeout: timedelta | float | None = None) -> T_co:
         """Wait for the result."""
 
-    async def cancel(self) -> bool:  # type: ignore[empty-body]
+    async def cancel(self) -> bool:
         """Take it out of its queue."""
 
 
@@ -92,10 +92,7 @@ class SyncRepid:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self._lock = threading.Lock()
-        self._engine: _Engine | None = None
-        self._users = 0  # how many are inside of `with`
-        _all.add(self)
+        self._portal = _Portal(connection)
 
     def enqueue(self, job: SyncJob[Any], *, timeout: timedelta | float | None = 30) -> Receipt:
         """Send a job; see `Job.enqueue`.
@@ -160,7 +157,7 @@ class SyncRepid:
         try:
             _refuse_on_a_loop()
             seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-            loop = self._submit(started)
+            loop = self._portal.submit(started)
         except BaseException:
             started.drop()
             raise
@@ -185,31 +182,44 @@ class SyncRepid:
             timeout: How long calls under way have to end; then they are cancelled, and raise `NotConnectedError`.
         """
         _refuse_on_a_loop()
-        self._close(timeout.total_seconds() if isinstance(timeout, timedelta) else timeout)
-
-    def __enter__(self) -> Self:
-        with self._lock:
-            self._users += 1
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            last = self._users == 0
-        if last:
-            self.close()
+        self._portal.close(timeout.total_seconds() if isinstance(timeout, timedelta) else timeout)
 
     @property
     def has_thread(self) -> bool:
         """Whether there is a thread of its own."""
-        return self._engine is not None
+        return self._portal.engine is not None
 
-    def _submit(self, call: _Call[Any]) -> asyncio.AbstractEventLoop:
+    def __enter__(self) -> Self:
+        self._portal.count(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._portal.count(-1):
+            self.close()
+
+
+class _Portal:
+    """The way to the loop, wherever that is."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self.engine: _Engine | None = None
+        self._users = 0  # how many are inside of `with`
+        _all.add(self)
+
+    def count(self, change: int) -> int:
+        """One more, or less, is inside of `with`; how many there are."""
+        with self._lock:
+            self._users += change
+            return self._users
+
+    def submit(self, call: _Call[Any]) -> asyncio.AbstractEventLoop:
         """Put it on a loop: on that where the connection is open, or else on our own."""
-        call.connection = connection = stand_ins[-1] if stand_ins else self.connection
+        call.connection = connection = stand_ins[-1] if stand_ins else self._connection
         while True:
             with self._lock:
-                loop, engine = connection.loop, self._engine
+                loop, engine = connection.loop, self.engine
                 if loop is not None and (engine is None or loop is not engine.loop) and not loop.is_closed():
                     if not loop.is_running():
                         raise UsageError("the connection is open on an event loop that does not run: disconnect it there first")
@@ -218,56 +228,59 @@ class SyncRepid:
                 if engine is None or engine.ended:
                     if connection.is_open:  # on a loop that is gone
                         connection.abandon()
-                    engine = self._engine = _Engine(connection)
+                    engine = self.engine = _Engine(connection)
                     _running.add(self)
             if engine.submit(call):
                 return engine.loop
             time.sleep(_MOMENT)  # it is about to end
 
-    def _close(self, timeout: float) -> None:
+    def close(self, timeout: float) -> None:
+        """End the thread, if there is one."""
         with self._lock:  # who calls meanwhile waits for this, and then starts anew
-            engine, self._engine = self._engine, None
+            engine, self.engine = self.engine, None
             if engine is not None:
                 engine.close(timeout)
             _running.discard(self)
 
-    def _before_fork(self) -> None:
+    def before_fork(self) -> None:
         """End the thread if it is idle, so that there is nothing to be copied; and let nobody start another until it is over."""
         self._lock.acquire()
-        if self._engine is not None:
-            self._engine.end_if_idle()
+        if self.engine is not None:
+            self.engine.end_if_idle()
 
-    def _after_fork_in_parent(self) -> None:
+    def after_fork_in_parent(self) -> None:
+        """Let others start a thread again."""
         self._lock.release()
 
-    def _after_fork_in_child(self) -> None:
+    def after_fork_in_child(self) -> None:
+        """Have nothing of the parent's."""
         self._lock = threading.Lock()
         _running.discard(self)
-        engine, self._engine = self._engine, None
+        engine, self.engine = self.engine, None
         if engine is not None and not engine.ended:
             engine.disown()
-            self.connection.abandon()
+            self._connection.abandon()
 
 
 class _Call(Generic[T]):
     """One call on its way to a loop, and back."""
 
-    __slots__ = ("_call", "_future", "_task", "connection", "engine")
+    __slots__ = ("_call", "_future", "connection", "engine", "task")
 
     def __init__(self, call: Callable[[], Coroutine[Any, Any, T]] | Coroutine[Any, Any, T]) -> None:
         self._call = call
         self.connection: Connection | None = None
         self.engine: _Engine | None = None
         self._future: Future[T] = Future()
-        self._task: asyncio.Task[T] | None = None
+        self.task: asyncio.Task[T] | None = None
 
     def start(self) -> None:
         """On the loop: begin, unless nobody waits any more."""
         if self._future.cancelled():
             self.drop()
             return
-        self._task = asyncio.get_running_loop().create_task(self._carry(), name="repid synchronous call")
-        self._task.add_done_callback(self._finish)
+        self.task = asyncio.get_running_loop().create_task(self._carry(), name="repid synchronous call")
+        self.task.add_done_callback(self._finish)
 
     async def _carry(self) -> T:
         lent.set(self.connection)
@@ -277,6 +290,7 @@ class _Call(Generic[T]):
 
     def _finish(self, task: asyncio.Task[T]) -> None:
         self.drop()
+        self.task = None  # which holds the error, whose traceback holds the frame of `_carry`
         with suppress(InvalidStateError):  # nobody waits any more
             if task.cancelled():
                 self._future.set_exception(NotConnectedError("the event loop ended, or was closed, before the call had ended"))
@@ -300,10 +314,10 @@ class _Call(Generic[T]):
 
     def cancel(self) -> None:
         """On the loop."""
-        if self._task is None:
+        if self.task is None:
             self._future.cancel()
         else:
-            self._task.cancel()
+            self.task.cancel()
 
     def wait(self, loop: asyncio.AbstractEventLoop, seconds: float | None) -> T:
         """In the caller's thread: wait until it has ended."""
@@ -316,11 +330,13 @@ class _Call(Generic[T]):
                     raise CallTimeoutError
             return self._future.result()
         finally:
-            if not self._future.done():
+            if self._future.done():
+                del self._future  # as above
+            else:
                 self._future.cancel()
                 with suppress(RuntimeError):  # the loop is closed
                     loop.call_soon_threadsafe(self.cancel)
-            del self  # as above
+            del self
 
     def _ended(self, seconds: float) -> bool:
         with suppress(TimeoutError):
@@ -388,7 +404,7 @@ class _Engine:
         _inherited.append(self)
         with suppress(AttributeError, OSError):  # other selectors share nothing
             null = os.open(os.devnull, os.O_RDONLY)
-            os.dup2(null, self._selector.fileno())  # type: ignore[attr-defined]
+            os.dup2(null, self._selector.fileno())
             os.close(null)
 
     # In its thread
@@ -409,14 +425,14 @@ class _Engine:
     async def _live(self) -> None:
         try:
             await self._asked.wait()
-            tasks = [call._task for call in list(self.calls) if call._task is not None]
+            tasks = [call.task for call in list(self.calls) if call.task is not None]
             if tasks:
                 await asyncio.wait(tasks, timeout=self._grace)
         finally:
             await self._end()
 
     async def _end(self) -> None:
-        tasks = [call._task for call in list(self.calls) if call._task is not None]
+        tasks = [call.task for call in list(self.calls) if call.task is not None]
         if self._connecting is not None:
             tasks.append(self._connecting)
         for task in tasks:
@@ -464,7 +480,7 @@ def _lent() -> Connection:
 async def _nothing() -> None: ...
 
 
-_forking: list[SyncRepid] = []
+_forking: list[_Portal] = []
 _fork_lock = threading.Lock()  # of the thread that forks
 
 
@@ -472,28 +488,26 @@ def _before_fork() -> None:
     _fork_lock.acquire()
     _forking.extend(_all)
     for each in _forking:
-        each._before_fork()
+        each.before_fork()
 
 
 def _after_fork_in_parent() -> None:
     while _forking:
-        _forking.pop()._after_fork_in_parent()
+        _forking.pop().after_fork_in_parent()
     _fork_lock.release()
 
 
 def _after_fork_in_child() -> None:
     while _forking:
-        _forking.pop()._after_fork_in_child()
+        _forking.pop().after_fork_in_child()
     _fork_lock.release()
 
 
 def _at_exit() -> None:
     for each in list(_running):
-        each._close(_LAST_GRACE)
+        each.close(_LAST_GRACE)
 
 
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-    )
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from textwrap import dedent
 from typing import Any
 
@@ -203,19 +204,19 @@ class TestErrors:
         assert names[-1] == "deep"
 
     def test_nothing_is_held_by_an_error(self, repid):
-        class Canary(Exception):
+        class CanaryError(Exception):
             pass
 
         async def sing() -> None:
-            raise Canary
+            raise CanaryError
 
         gc.collect()
         gc.disable()
         try:
-            with pytest.raises(Canary):
+            with suppress(CanaryError):  # pytest.raises would hold it
                 repid.run(sing)
             repid.run(Queue().stats)  # the loop has gone on
-            assert not [found for found in gc.get_objects() if isinstance(found, Canary)]
+            assert not [found for found in gc.get_objects() if isinstance(found, CanaryError)]
         finally:
             gc.enable()
 
@@ -348,7 +349,8 @@ class TestThreads:
             for _ in range(10):
                 repid.close()
             stop.set()
-            assert ready(repid) == sum(each.result(30) for each in calls)
+            done = sum(each.result(30) for each in calls)
+        assert ready(repid) == done > 0
 
     def test_close_cancels_what_does_not_end(self, repid):
         begun = threading.Event()
@@ -453,7 +455,7 @@ def forked(call: Callable[[], object]) -> int:
     if pid == 0:
         try:
             call()
-        except BaseException:
+        except BaseException:  # noqa: BLE001 — the child must not go on as another pytest
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
