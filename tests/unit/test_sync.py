@@ -564,7 +564,7 @@ APP = """
 def program(code: str, *, expected: int = 0) -> str:
     """Run it, with every warning an error; nothing may be on stderr. What it printed."""
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", dedent(APP) + dedent(code)],
+        [sys.executable, "-W", "error", "-c", dedent(APP) + dedent(code)],
         capture_output=True,
         text=True,
         timeout=50,
