@@ -8,6 +8,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -512,6 +513,37 @@ class TestForks:
             assert call.result(30) == "done"
         repid.enqueue(Job("double"))
         assert broker.connected == 1
+
+    @QUIET
+    def test_what_a_child_closes_of_its_parents_the_parent_goes_on_hearing(self, repid):
+        """epoll is shared by parent and child; libraries take sockets from it when their objects are collected."""
+        ours, theirs = socket.socketpair()
+        heard, go = threading.Event(), threading.Event()
+        loops: list[asyncio.AbstractEventLoop] = []
+
+        async def listen() -> None:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(ours, heard.set)
+            loops.append(loop)
+            while not go.is_set():
+                await asyncio.sleep(0.001)
+            loop.remove_reader(ours)
+
+        def child() -> None:
+            loops[0].remove_reader(ours)
+            ours.close()
+
+        with ours, theirs, ThreadPoolExecutor(1) as pool:
+            call = pool.submit(repid.run, listen)
+            while not loops:
+                time.sleep(0.001)
+            try:
+                assert forked(child) == 0
+                theirs.send(b"x")
+                assert heard.wait(10)
+            finally:
+                go.set()
+                call.result(30)
 
     @QUIET
     def test_forks_while_32_threads_call(self, repid):
