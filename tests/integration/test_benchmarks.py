@@ -211,6 +211,13 @@ def test_the_benchmark_of_s3() -> None:
     assert done.stdout.count("\n| ") == 10 + (sys.platform == "linux")  # which says how much memory is taken
 
 
+def test_the_benchmark_of_synchronous_calls() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "sync.py"), "--rounds", "1", "--jobs", "200"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("\nmemory, ") == 3
+
+
 @pytest.mark.examples
 def test_the_benchmark_of_serializers() -> None:
     pytest.importorskip("repid_msgspec")
