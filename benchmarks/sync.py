@@ -1,7 +1,7 @@
 """Enqueue from synchronous code, beside the asynchronous API: `python benchmarks/sync.py [--redis URL]`.
 
-Each job waits for its receipt before the next is sent: from one caller and from eight, which are tasks or threads. The last row sends
-jobs by the hundred, with `enqueue_many`.
+Each job waits for its receipt before the next is sent: from one caller and from eight, which are tasks or threads. The last row
+sends jobs by the hundred, with `enqueue_many`.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def main() -> None:
                 rounds.append([measure(make, options.jobs) for measure in measures])
             ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
             ratios = sorted(sync / other for other, sync in rounds)
-            print(f"{name + ', ' + row:32}{ours:12,.0f}{theirs:12,.0f}  {theirs / ours:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+            print(
+                f"{name + ', ' + row:32}{ours:12,.0f}{theirs:12,.0f}  {theirs / ours:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            )
 
 
 if __name__ == "__main__":

@@ -380,7 +380,8 @@ class _Engine:
     def end_if_idle(self) -> None:
         """End if there are no calls under way."""
         with self._lock:
-            idle = self._leaving = not self.calls
+            idle = not self.calls
+            self._leaving = self._leaving or idle
         if idle:
             self.close(_LAST_GRACE)
 
@@ -412,7 +413,11 @@ class _Engine:
     def _main(self) -> None:
         try:
             with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
-                runner.run(self._live())
+                try:
+                    runner.run(self._live())
+                finally:  # before those who wait hear of it, and call again
+                    with self._lock:
+                        self._leaving = True
         except BaseException:
             logger.exception("the event loop of app.sync() has ended; the next call starts another")
         finally:
