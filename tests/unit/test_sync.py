@@ -633,6 +633,7 @@ class TestTheEndOfTheInterpreter:
 
     def test_other_threads_call_after_the_end_of_the_main_thread(self):
         printed = program("""
+            repid.connect()  # from Python 3.12 on, no thread can be started so late
             def late():
                 threading.main_thread().join()
                 print(repid.enqueue(Job('x', id_='late')).id_)
