@@ -91,7 +91,12 @@ class Client:
     async def close(self) -> None:
         """Wait for what is under way, and end the threads."""
         self._closed = True
-        await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._end))
+        try:
+            ended = asyncio.get_running_loop().run_in_executor(None, self._end)
+        except RuntimeError:  # the interpreter ends, and starts no more threads
+            self._end()
+        else:
+            await asyncio.shield(ended)
 
     def _end(self) -> None:
         self._threads.shutdown(wait=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -37,3 +40,22 @@ async def test_arguments_and_results(place: str, client: Any) -> None:
         assert len((await second.wait(timeout=5))["text"]) == 400_000
     keys = {found["Key"] for found in client.list_objects_v2(Bucket=place.split("/")[2])["Contents"]}
     assert keys == {f"jobs/{first.result_id}", f"jobs/{second.result_id}"}
+
+
+def test_a_program_that_closes_nothing_ends_in_silence(place: str) -> None:
+    """`app.sync()` closes the connection when the interpreter ends, and starts no more threads."""
+    program = (
+        "import sys; from repid_core import *; from repid_s3 import S3BucketBroker\n"
+        "connection = Connection(InMemoryMessageBroker(), results_bucket_broker=S3BucketBroker(sys.argv[1]))\n"
+        "Repid(connection).sync().enqueue(Job('x'))\n"
+    )
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, place],
+        env={**os.environ, **keys},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
