@@ -122,7 +122,8 @@ def build(session: nox.Session) -> None:
     place = Path(session.create_tmp()).resolve()
     shutil.rmtree(place)
     place.mkdir()
-    session.install(*needs("build", "test", "migrate"), RERUNS, *(word for plugin in PLUGINS for word in needs("test", of=plugin)))
+    of_plugins = [word for plugin in PLUGINS for word in needs("test", of=plugin)]
+    session.install(*needs("build", "test", "migrate"), RERUNS, *of_plugins)
     for source in (Path(), *PLUGINS):
         session.run("python", "-m", "build", "--outdir", str(place / "dist"), str(source), silent=True)
         copy(source, place / source)

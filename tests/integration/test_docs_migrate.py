@@ -1,4 +1,4 @@
-"""The pages about moving from other libraries: their applications run, the old side with the old library, and so do the bridges."""
+"""The pages about moving from other libraries: both sides of their applications run, and so do the bridges between them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from repid_core.data import Recurrence
+from repid_core.schedule import next_due
 from tests.integration.test_backends_by_name import lacking, servers_of
 from tests.integration.test_docs import BLOCKS, ROOT, files_of
 
@@ -80,7 +83,8 @@ class Project:
         self.outputs = [block.code for block in BLOCKS if block.page == self.page and block.language == "text"]
 
     def environment(self, python: str) -> dict[str, str]:
-        urls = {"REDIS_URL": self.server, "REPID_MESSAGE_BROKER__URL": self.server, "REPID_RESULTS_BUCKET_BROKER__URL": self.server}
+        names = ("REDIS_URL", "REPID_MESSAGE_BROKER__URL", "REPID_RESULTS_BUCKET_BROKER__URL")
+        urls = dict.fromkeys(names, self.server)
         kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTEST_ADDOPTS")}
         path = f"{Path(python).parent}{os.pathsep}{kept['PATH']}"
         return {**kept, **urls, "PATH": path, "NEW_PYTHON": sys.executable, "PYTHONUNBUFFERED": "1"}
@@ -115,8 +119,7 @@ class Project:
             )
         try:
             yield log
-            if process.poll() is not None:
-                raise AssertionError(f"{args} has ended: {log.read_text()}")
+            assert process.poll() is None, f"{args} has ended: {log.read_text()}"
         except BaseException:
             print(log.read_text())  # noqa: T201 — pytest shows it with the failure
             raise
@@ -133,11 +136,12 @@ class Project:
         return json.loads(self.run(sys.executable, "-m", "repid_core", "result", id_, *wait))["data"]
 
 
-RUN: dict[str, set[str]] = {
+NEW = {"repid.toml", "shop.py", "checkout.py", "schedules.py"}
+RUN = {
     "repid-1": {"before.py", "after.py", "export.py", "carry_over.py"},
-    "celery": {"celery_shop.py", "celery_checkout.py", "shop.py", "checkout.py", "schedules.py", "bridge.py", "drained.py", "repid.toml"},
-    "arq": {"arq_shop.py", "arq_checkout.py", "shop.py", "checkout.py", "schedules.py", "forwarder.py", "arq_bridge.py", "repid.toml"},
-    "taskiq": {"taskiq_shop.py", "taskiq_checkout.py", "shop.py", "checkout.py", "schedules.py", "bridge.py", "repid.toml"},
+    "celery": {*NEW, "celery_shop.py", "celery_checkout.py", "bridge.py", "drained.py"},
+    "arq": {*NEW, "arq_shop.py", "arq_checkout.py", "forwarder.py", "arq_bridge.py"},
+    "taskiq": {*NEW, "taskiq_shop.py", "taskiq_checkout.py", "bridge.py"},
 }
 
 
@@ -311,7 +315,7 @@ def test_the_defaults_of_arq_are_those_that_the_page_names(apart: str) -> None:
 import inspect, json
 from arq.worker import Worker
 from arq.constants import expires_extra_ms
-names = ("max_tries", "keep_result", "job_timeout", "max_jobs", "job_completion_wait", "poll_delay", "retry_jobs", "allow_abort_jobs")
+names = "max_tries keep_result job_timeout max_jobs job_completion_wait poll_delay retry_jobs allow_abort_jobs".split()
 found = {name: inspect.signature(Worker).parameters[name].default for name in names}
 print(json.dumps({**found, "expires": expires_extra_ms}))
 """
@@ -360,8 +364,5 @@ from croniter import croniter
 print(json.dumps(croniter("1 2 3 * * 4", datetime(2030, 1, 1)).get_next(datetime).isoformat()))
 """
     assert facts(apart, program) == "2030-01-03T02:01:04"
-    from repid_core.data import Recurrence
-    from repid_core.schedule import next_due
-    from datetime import UTC, datetime
-
-    assert next_due(Recurrence(cron="1 2 3 4 * *"), datetime(2030, 1, 1, tzinfo=UTC)) == datetime(2030, 1, 4, 3, 2, 1, tzinfo=UTC)
+    now = next_due(Recurrence(cron="1 2 3 4 * *"), datetime(2030, 1, 1, tzinfo=UTC))
+    assert now == datetime(2030, 1, 4, 3, 2, 1, tzinfo=UTC)
