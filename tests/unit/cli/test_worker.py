@@ -77,9 +77,11 @@ def test_what_does_not_go_together_is_said(shop, targets, text):
 
 
 def test_a_supervisor_passes_on_what_was_asked_for(shop):
-    words = plan("shop:router", queues=("mail",), concurrency=5, threads=8, grace=0.5, loop="asyncio", log_format="json").arguments()
-    expected = "worker shop:router --loop asyncio --log-format json --log-level info --app shop:app --concurrency 5 --threads 8 --grace 0.5"
-    assert words == [*expected.split(), "--queue", "mail"]
+    asked = {"queues": ("mail",), "concurrency": 5, "threads": 8, "grace": 0.5, "loop": "asyncio", "log_format": "json"}
+    words = plan("shop:router", **asked).arguments()
+    expected = "worker shop:router --loop asyncio --log-format json --log-level info --app shop:app"
+    limits = "--concurrency 5 --threads 8 --grace 0.5 --queue mail"
+    assert words == f"{expected} {limits}".split()
 
 
 @pytest.fixture
