@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import re
@@ -401,6 +402,8 @@ HOSTILE = {
     "a number of 5,000 digits": envelope("long", b'{"name": ' + b"9" * 5000 + b"}"),
     "a content type that nobody reads": envelope("type", content_type="application/x-python-pickle"),
     "arguments that do not fit": envelope("args", b'{"name": "secret", "more": 1}'),
+    "a content type of megabytes": envelope("large", content_type="x" * 3_000_000),
+    "a hundred thousand arguments": envelope("many", json.dumps({f"argument{number}": 1 for number in range(100_000)}).encode()),
     "no JSON": envelope("none", b"\x80\x04."),
     "arguments in a bucket that is nowhere": envelope("gone", b"", args_id="nowhere"),
 }
@@ -415,6 +418,7 @@ async def test_a_hostile_message_is_dead_and_the_worker_goes_on(message: Envelop
         assert (summary.succeeded, summary.invalid, ran) == (1, 1, ["Alex"])
         assert [each.reason for each in await deaths(connection)] == [DeathReason.INVALID]
     assert "secret" not in caplog.text  # arguments are not for the log
+    assert len(caplog.text) < 3000
 
 
 @pytest.mark.parametrize(
