@@ -144,6 +144,17 @@ def test_leases_and_deaths_are_as_short_as_the_page_says(tmp_path: Path) -> None
             type(broker)(*args, **{setting: shortest - timedelta(milliseconds=1)})
 
 
+def test_counts_are_those_of_the_settings() -> None:
+    package = pytest.importorskip("repid_redis")
+    counts = {row[0]: row[1:] for row in tables("explanation/limits.md")[6]}
+    most, dead = counts["messages in one call to Redis, merge_batch"], counts["dead messages of a queue"]
+    settings = package.RedisMessageBroker().settings
+    assert int(most[0]) == settings.merge_batch
+    assert package.RedisMessageBroker(merge_batch=int(most[1].replace(",", "")))
+    assert f"{settings.dead_max_count:,}" in dead[0]
+    assert f"{Worker().tasks_limit:,}" == counts["jobs at once in a worker, tasks_limit"][0]
+
+
 def test_jobs_have_the_limits_of_the_page() -> None:
     for name in ("timeout", "ttl"):
         assert Job("greet", **{name: timedelta(milliseconds=1)})
