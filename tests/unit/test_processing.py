@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import threading
@@ -127,6 +128,18 @@ class TestSuccess:
 
 
 class TestFailure:
+    async def test_the_log_quotes_no_more_than_a_line_of_what_a_stranger_has_sent(self, connection, router, work, caplog):
+        @router.actor
+        async def act() -> None: ...
+
+        for changes in ({"content_type": "x" * 100_000}, {"payload": b'{"%b": 1}' % (b"x" * 100_000)}):
+            message = Envelope(RoutingKey("m", "act"), Parameters(connection.clock.now()), **{"payload": b"{}", **changes})
+            await connection.message_broker.enqueue(message)
+            assert (await work(router)).invalid == 1
+        lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        assert len(lines) == 2
+        assert all(line.endswith("…") and len(line) < 1100 for line in lines)
+
     async def test_a_failed_attempt_comes_again_after_the_policys_delay_and_stores_nothing(self, clock, router, running):
         """W2"""
         attempts: list[datetime] = []
