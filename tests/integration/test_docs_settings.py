@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import tomllib
 from collections.abc import Iterator
 from datetime import timedelta
 from importlib import import_module
@@ -19,9 +20,10 @@ import attrs
 import pytest
 
 from repid_core import Backend, Size
-from repid_core.config import load
+from repid_core.config import from_urls, load
 from repid_core.plugins import Kind, plugins
 from repid_core.settings import duration, size
+from repid_redis import RedisMessageBrokerSettings
 
 pytestmark = pytest.mark.examples
 
@@ -218,6 +220,17 @@ def test_each_can_be_set_in_the_environment(section: str, name: str, cls: type) 
         if setting.value not in (None, attrs.NOTHING, ()) and setting.name not in wanted:
             environ[f"REPID_{section.upper()}__{setting.name.upper()}"] = written(setting)
     assert load({}, environ).sections[section].settings == cls(**wanted)
+
+
+def test_file_url_and_environment_say_the_same() -> None:
+    text = PAGE.read_text("utf-8")
+    [toml, shell] = re.findall(r"```(?:toml|sh)\n(.*?)```", text, re.DOTALL)
+    [url] = re.findall(r"is the same as `(.*?)`", text)
+    environ = dict(line.split("=", 1) for line in shell.splitlines())
+    ways = (load(tomllib.loads(toml), {}), load({}, environ), from_urls(message_broker=url))
+    first, *others = (way.sections["message_broker"].settings for way in ways)
+    assert first == RedisMessageBrokerSettings("redis://localhost/0", lease=timedelta(seconds=30), max_payload=8 << 20)
+    assert all(other == first for other in others)
 
 
 def test_the_page_is_what_the_classes_say() -> None:
