@@ -287,17 +287,17 @@ def _why(reason: str) -> str:
 def _promises(table: Table, columns: Mapping[str, Found]) -> Iterator[str]:
     yield "\n### Promises\n\n"
     yield _head("#", "promise", *(column.name for column in table.columns))
-    reasons: dict[tuple[str, str], list[str]] = {}
+    reasons: dict[tuple[str, str], dict[str, None]] = {}  # with the columns, in their order
     for test, promise in table.promises():
         outcomes = [columns[column.name]["outcomes"][test].partition(": ") for column in table.columns]
         yield _row(promise.number, promise.text, *(MARKS[outcome] for outcome, _, _ in outcomes))
         for column, (_, found, reason) in zip(table.columns, outcomes, strict=True):
             if found:
-                reasons.setdefault((column.name, _why(reason)), []).append(promise.number)
+                reasons.setdefault((promise.number, _why(reason)), {})[column.name] = None
     if reasons:
         yield "\nWhat is not declared, and why:\n\n"
-    for (name, reason), numbers in reasons.items():
-        yield f"- **{name}**, {', '.join(dict.fromkeys(numbers))}: {reason}\n"
+    for (number, reason), names in reasons.items():
+        yield f"- {number}, {'; '.join(names)}: {reason}\n"
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
