@@ -127,8 +127,8 @@ async def unknown_backend(connection: Connection) -> None:
 
 @provokes
 async def plugin_load(connection: Connection) -> None:
-    found = plugins().backend(Kind.SERIALIZER, "json")
-    plugins().build(Kind.CONVERTER, found)  # type: ignore[arg-type]
+    found: Any = plugins().backend(Kind.SERIALIZER, "json")
+    plugins().build(Kind.CONVERTER, found)
 
 
 @provokes

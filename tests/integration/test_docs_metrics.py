@@ -94,7 +94,7 @@ async def everything() -> None:
     await Job("act", queue="mail", args=["expire"], ttl=timedelta(milliseconds=1)).enqueue()
     await Job("act", queue="mail", args=["lose"], id_="lost").enqueue()
     for policy in ("raise", "keep", "replace"):
-        await Job("act", queue="mail", args=["succeed"], id_="twice", on_duplicate=policy).enqueue()  # type: ignore[arg-type]
+        await Job("act", queue="mail", args=["succeed"], id_="twice", on_duplicate=policy).enqueue()
     with pytest.raises(EnqueueError):
         await Job("act", queue="mail", id_="refused").enqueue()
 

@@ -74,7 +74,7 @@ def eventually(true: Callable[[], Any], what: str, patience: float = _PATIENCE) 
 def named(url: str) -> str:
     """What a server is, with its version."""
     with redis.Redis.from_url(url) as client:
-        about: dict[str, Any] = client.info("server")  # type: ignore[assignment]
+        about: dict[str, Any] = client.info("server")
     return f"Valkey {about['valkey_version']}" if "valkey_version" in about else f"Redis {about['redis_version']}"
 
 
