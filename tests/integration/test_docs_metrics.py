@@ -10,14 +10,6 @@ from urllib.request import urlopen
 
 import attrs
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import Histogram, InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from prometheus_client import CollectorRegistry
-from prometheus_client.metrics_core import Metric
-from prometheus_client.parser import text_string_to_metric_families
 
 from repid_core import (
     Connection,
@@ -35,9 +27,22 @@ from repid_core.errors import DeliveryLostError
 from repid_core.memory.consumer import InMemoryDelivery
 from repid_core.processing import Ended
 from repid_core.worker import WorkerSummary
-from repid_opentelemetry import OpenTelemetryMiddleware
-from repid_prometheus import PrometheusMiddleware
 from tests.integration.test_docs_facts import DOCS, names, tables
+
+for plugin in ("repid_opentelemetry", "repid_prometheus"):
+    pytest.importorskip(plugin, reason="it is not installed")
+
+from opentelemetry.sdk.metrics import MeterProvider  # noqa: E402
+from opentelemetry.sdk.metrics.export import Histogram, InMemoryMetricReader  # noqa: E402
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider  # noqa: E402
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
+from prometheus_client import CollectorRegistry  # noqa: E402
+from prometheus_client.metrics_core import Metric  # noqa: E402
+from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
+
+from repid_opentelemetry import OpenTelemetryMiddleware  # noqa: E402
+from repid_prometheus import PrometheusMiddleware  # noqa: E402
 
 pytestmark = pytest.mark.examples
 

@@ -23,7 +23,6 @@ from repid_core import Backend, Size
 from repid_core.config import from_urls, load
 from repid_core.plugins import Kind, plugins
 from repid_core.settings import duration, size
-from repid_redis import RedisMessageBrokerSettings
 
 pytestmark = pytest.mark.examples
 
@@ -223,6 +222,8 @@ def test_each_can_be_set_in_the_environment(section: str, name: str, cls: type) 
 
 
 def test_file_url_and_environment_say_the_same() -> None:
+    from repid_redis import RedisMessageBrokerSettings
+
     text = PAGE.read_text("utf-8")
     [toml, shell] = re.findall(r"```(?:toml|sh)\n(.*?)```", text, re.DOTALL)
     [url] = re.findall(r"is the same as `(.*?)`", text)
