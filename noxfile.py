@@ -119,7 +119,7 @@ def tested(session: nox.Session, plugin: Path, words: list[str], reports: Path) 
 @nox.session
 def examples(session: nox.Session) -> None:
     """Examples and documented snippets, run as they are written, and the benchmarks with few jobs."""
-    session.install("-e", f".[{EXTRAS}]", *editable(), *needs("test"))
+    session.install("-e", f".[{EXTRAS}]", *editable(), *needs("test", "migrate"))
     session.run("pytest", "-m", "examples", *session.posargs)
 
 
@@ -133,7 +133,8 @@ def build(session: nox.Session) -> None:
     place = Path(session.create_tmp()).resolve()
     shutil.rmtree(place)
     place.mkdir()
-    session.install(*needs("build", "test"), RERUNS, *(word for plugin in PLUGINS for word in needs("test", of=plugin)))
+    of_plugins = [word for plugin in PLUGINS for word in needs("test", of=plugin)]
+    session.install(*needs("build", "test", "migrate"), RERUNS, *of_plugins)
     for source in (Path(), *PLUGINS):
         session.run("python", "-m", "build", "--outdir", str(place / "dist"), str(source), silent=True)
         copy(source, place / source)

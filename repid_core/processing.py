@@ -230,6 +230,24 @@ class Run:
         return await self._actor(started)
 
     async def _actor(self, started: int) -> Verdict:
+        """Run the actor; a synchronous one once a thread or a process is free for it, so that its timeout does not run before."""
+        actor = self._route.actor
+        if actor.is_async:
+            return await self._timed(started)
+        places = self.processor.executors.places(actor.run_in_process)
+        self._interruptible = True
+        try:
+            await places.acquire()
+        except asyncio.CancelledError as error:
+            return self._broken_off(error, started)
+        finally:
+            self._interruptible = False
+        try:
+            return await self._timed(self.processor.clock.time_ns())
+        finally:
+            places.release()
+
+    async def _timed(self, started: int) -> Verdict:
         """Run the actor inside its timeout, and judge how it ended."""
         processor, envelope = self.processor, self.envelope
         timeouts, limit, expire = processor.timeouts, envelope.parameters.timeout.total_seconds(), self._expire
