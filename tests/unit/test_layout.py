@@ -131,7 +131,7 @@ def test_core_stays_small() -> None:
     sizes = {True: 0, False: 0}
     for path in CORE:
         sizes[room_of(name_of(path)) in BUILT_IN] += lines_of_code(path)
-    assert sizes[False] < 4_950
+    assert sizes[False] < 5_050
     assert sizes[True] < 1_450
 
 
