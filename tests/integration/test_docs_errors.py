@@ -255,6 +255,12 @@ async def result_timeout(connection: Connection) -> None:
     await Job("greet").wait(timeout=timedelta(0))
 
 
+@provokes
+async def call_timeout(connection: Connection) -> None:
+    repid = Repid(connection).sync()
+    await asyncio.to_thread(lambda: repid.run(asyncio.Event().wait, timeout=0))
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 async def test_the_texts_are_real(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
