@@ -116,7 +116,8 @@ class Worker(Router):
         self.messages_limit, self.tasks_limit = messages_limit, tasks_limit
         self.threads, self.processes = threads, processes
         self.handle_signals, self.auto_declare = tuple(handle_signals), auto_declare
-        self._health = (health_check_server_settings or HealthCheckServerSettings()) if run_health_check_server else None
+        self.run_health_check_server = run_health_check_server
+        self.health_check_server_settings = health_check_server_settings or HealthCheckServerSettings()
         self._connection = connection
         self._shift: _Shift | None = None
 
@@ -157,8 +158,8 @@ class Worker(Router):
             async with AsyncExitStack() as stack:
                 stack.push_async_callback(executors.close)
                 stack.callback(shift.close)
-                if self._health is not None:
-                    server = HealthCheckServer(self._health, shift.alive, shift.ready)
+                if self.run_health_check_server:
+                    server = HealthCheckServer(self.health_check_server_settings, shift.alive, shift.ready)
                     stack.push_async_callback(server.stop)
                     await server.start()
                 stack.enter_context(_signals(self.handle_signals, shift.stop))
@@ -181,6 +182,14 @@ class Worker(Router):
         """Stop as a signal does: gracefully the first time, at once the second. Nothing happens if it does not run."""
         if self._shift is not None:
             self._shift.stop()
+
+    def why_not_live(self) -> str | None:
+        """Why it should be started anew, as `/livez` has it; None if it is well."""
+        return None if self._shift is None else self._shift.alive()
+
+    def why_not_ready(self) -> str | None:
+        """Why it is not at work, as `/readyz` has it; None if it is."""
+        return "the worker does not run" if self._shift is None else self._shift.ready()
 
 
 class _Shift:

@@ -6,10 +6,13 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -264,3 +267,55 @@ def test_code_that_changes_is_loaded_anew_also_once_it_was_broken(start, tmp_pat
     command.until("is up")
     command.send(signal.SIGINT)
     assert command.end() == 0
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def asked(port: int, path: str) -> tuple[int, str]:
+    """Status and reason."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=50) as answer:
+            return answer.status, json.load(answer)["status"]
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)["reason"]
+
+
+@pytest.mark.parametrize("processes", [(), ("--processes", "1"), ("--processes", "2")], ids=["alone", "one", "two"])
+def test_health_is_answered_for_all_workers_on_one_port(start, port, processes):
+    command = start(*processes, "--health", str(port), "--grace", "1000", JOBS="endless")
+    for _ in range(2 if "2" in processes else 1):
+        assert command.printed() == "started"
+    command.until("workers are up" if "2" in processes else "is up" if processes else "consuming")
+    assert [asked(port, path) for path in ("livez", "readyz", "healthz")] == [(200, "ok")] * 3
+    command.send(signal.SIGTERM)
+    command.until("stopping" if processes else "waiting for 1 running jobs")
+    assert asked(port, "livez") == (200, "ok")
+    assert asked(port, "readyz") == (503, "the workers are stopping" if processes else "the worker is stopping")
+    command.send(signal.SIGINT)
+    assert command.end() == 0
+
+
+def test_workers_that_do_not_start_are_not_ready(start, port):
+    command = start("--processes", "2", "--health", str(port), CRASH="1")
+    command.until("started again")
+    assert asked(port, "livez") == (200, "ok")
+    status, reason = asked(port, "readyz")
+    assert status == 503
+    assert "workers do not run" in reason or "it is starting" in reason
+    command.send(signal.SIGTERM)
+    assert command.end() == 0
+
+
+@pytest.mark.parametrize("processes", [(), ("--processes", "2")], ids=["alone", "supervised"])
+def test_a_port_that_is_taken_ends_it(start, processes):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = server.getsockname()[1]
+        command = start(*processes, "--health", str(taken))
+        assert command.end() == 2
+        assert f"cannot listen on 127.0.0.1:{taken}" in command.text
+        assert "choose another port" in command.text
