@@ -317,8 +317,7 @@ class Run:
         attempt = parameters.tried + 1
         delay = self._retry_delay(attempt, error) if parameters.tried < parameters.retries else None
         if delay is None:
-            exc_info = (type(error), error, _theirs(error))
-            logger.error("%s failed", key.topic, exc_info=exc_info, extra=_who(self.envelope, attempt))
+            logger.error("%s failed", key.topic, exc_info=(type(error), error, _own(error)), extra=_who(self.envelope, attempt))
             return self._final(Ended.FAILED, DeathReason.FAILED, error, self._failure(error, started))
         logger.warning("%s failed, and comes again in %s: %r", key.topic, delay, error, extra=_who(self.envelope, attempt))
         now = self.processor.clock.now()
@@ -429,7 +428,7 @@ class Run:
             logger.exception("a callback of %s failed", self.envelope.key.topic, extra=_who(self.envelope))
 
 
-def _theirs(error: BaseException) -> TracebackType | None:
+def _own(error: BaseException) -> TracebackType | None:
     """The traceback from the user's code on."""
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_globals.get("__name__", "").startswith("repid_core."):
@@ -439,7 +438,7 @@ def _theirs(error: BaseException) -> TracebackType | None:
 
 def _text(error: BaseException) -> str:
     """The same as text, its end if it is long."""
-    return "".join(traceback.format_exception(type(error), error, _theirs(error)))[-_TEXT:]
+    return "".join(traceback.format_exception(type(error), error, _own(error)))[-_TEXT:]
 
 
 def _unsaid(error: Exception) -> str:

@@ -116,8 +116,7 @@ class Worker(Router):
         self.messages_limit, self.tasks_limit = messages_limit, tasks_limit
         self.threads, self.processes = threads, processes
         self.handle_signals, self.auto_declare = tuple(handle_signals), auto_declare
-        self.run_health_check_server = run_health_check_server
-        self.health_check_server_settings = health_check_server_settings or HealthCheckServerSettings()
+        self.health = (health_check_server_settings or HealthCheckServerSettings()) if run_health_check_server else None
         self._connection = connection
         self._shift: _Shift | None = None
 
@@ -158,8 +157,8 @@ class Worker(Router):
             async with AsyncExitStack() as stack:
                 stack.push_async_callback(executors.close)
                 stack.callback(shift.close)
-                if self.run_health_check_server:
-                    server = HealthCheckServer(self.health_check_server_settings, shift.alive, shift.ready)
+                if self.health is not None:
+                    server = HealthCheckServer(self.health, shift.alive, shift.ready)
                     stack.push_async_callback(server.stop)
                     await server.start()
                 stack.enter_context(_signals(self.handle_signals, shift.stop))
@@ -183,13 +182,9 @@ class Worker(Router):
         if self._shift is not None:
             self._shift.stop()
 
-    def why_not_live(self) -> str | None:
-        """Why it should be started anew, as `/livez` has it; None if it is well."""
-        return None if self._shift is None else self._shift.alive()
-
-    def why_not_ready(self) -> str | None:
-        """Why it is not at work, as `/readyz` has it; None if it is."""
-        return "the worker does not run" if self._shift is None else self._shift.ready()
+    def problems(self) -> tuple[str | None, str | None]:
+        """Why it should be started anew, and why it is not at work, as `/livez` and `/readyz` have it; None if all is well."""
+        return (None, "the worker does not run") if self._shift is None else (self._shift.alive(), self._shift.ready())
 
 
 class _Shift:

@@ -173,7 +173,7 @@ def assembled(plan: Plan) -> tuple[Worker, Connection]:
     if plan.grace is not None:
         made.graceful_shutdown_time = plan.grace
     if plan.health is not None:
-        made.run_health_check_server, made.health_check_server_settings = True, plan.health
+        made.health = plan.health
     if plan.queues:
         if unknown := set(plan.queues) - set(made.queues):
             raise Failure(f"no actor has queue {', '.join(sorted(unknown))}: there are {', '.join(sorted(made.queues))}", USAGE)
@@ -188,7 +188,7 @@ def assembled(plan: Plan) -> tuple[Worker, Connection]:
 def leave_health_to_supervisor(made: Worker, plan: Plan, child: str) -> None:
     """Refuse what cannot be: several processes that listen on one port."""
     alone = child.endswith("/1") and not plan.report
-    if made.run_health_check_server and made.health_check_server_settings.port != 0 and not alone:
+    if made.health is not None and made.health.port != 0 and not alone:
         raise Failure(
             "the worker answers health checks by itself, and several processes cannot listen on one port: "
             "leave out run_health_check_server, and let the command answer for all, with --health",
@@ -261,7 +261,8 @@ async def _follow_supervisor(
     async def report() -> None:
         await up.wait()
         while True:
-            say(live=made.why_not_live(), ready=made.why_not_ready())
+            live, ready = made.problems()
+            say(live=live, ready=ready)
             await asyncio.sleep(_REPORT)
 
     def say(**what: Any) -> None:

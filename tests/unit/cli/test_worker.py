@@ -172,9 +172,9 @@ def test_health_without_a_port_is_refused(text):
 def test_the_command_lets_any_worker_answer_health_checks():
     health = HealthCheckServerSettings(port=81)
     worker, _ = assembled(plan("shop:router", health=health))
-    assert (worker.run_health_check_server, worker.health_check_server_settings) == (True, health)
+    assert worker.health == health
     worker, _ = assembled(plan("shop:router"))
-    assert not worker.run_health_check_server
+    assert worker.health is None
 
 
 def test_several_workers_do_not_listen_on_one_port():
@@ -184,7 +184,7 @@ def test_several_workers_do_not_listen_on_one_port():
             leave_health_to_supervisor(worker, plan("workers:answering", report=report), child)
         assert caught.value.exit_code == 2
     leave_health_to_supervisor(worker, plan("workers:answering"), "1/1")
-    worker.health_check_server_settings = HealthCheckServerSettings(port=0)
+    worker.health = HealthCheckServerSettings(port=0)
     leave_health_to_supervisor(worker, plan("workers:answering"), "1/2")
 
 
