@@ -37,6 +37,13 @@ APPLICATION = """
         say("finished")
 
     @router.actor(queue="mail")
+    async def gated():
+        say("started")
+        while not os.path.exists("gate"):
+            await asyncio.sleep(0.01)
+        say("finished")
+
+    @router.actor(queue="mail")
     async def endless():
         say("started")
         try:
@@ -156,7 +163,7 @@ def test_one_process_says_what_it_serves_and_ends_in_order(start):
         "  messages   InMemoryMessageBroker",
         "  arguments  none",
         "  results    none",
-        "  queue      mail: blocking, endless, fail, short",
+        "  queue      mail: blocking, endless, fail, gated, short",
     ]
     command.send(signal.SIGTERM)
     assert command.end() == 0
@@ -167,15 +174,17 @@ def test_the_start_is_one_record_for_programs(start):
     command = start("--loop", "asyncio", "--concurrency", "5")
     record = command.until("worker 1 of 1 starts")
     assert record["backends"]["messages"] == "InMemoryMessageBroker"
-    assert record["serves"] == {"mail": ["blocking", "endless", "fail", "short"]}
+    assert record["serves"] == {"mail": ["blocking", "endless", "fail", "gated", "short"]}
     assert (record["loop"], record["concurrency"]) == ("asyncio", 5)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_lets_the_jobs_of_all_workers_end(start, number):
-    command = start("--processes", "2", JOBS="short")
+def test_a_signal_lets_the_jobs_of_all_workers_end(start, number, tmp_path):
+    command = start("--processes", "2", JOBS="gated")
     assert [command.printed(), command.printed()] == ["started"] * 2
     os.killpg(command.process.pid, number)  # as a terminal does; a worker that got it too would take it for a second one
+    command.until("stopping 2 workers")
+    (tmp_path / "gate").touch()
     assert command.end() == 0
     assert command.process.stdout.read().split() == ["finished"] * 2
 
