@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +209,7 @@ async def _run(made: Worker, connection: Connection, plan: Plan, child: str | No
     _announce(made, connection, plan, child)
     async with AsyncExitStack() as stack:
         if link is not None:
-            await _follow_supervisor(made, connection, link, stack, reports=plan.report)
+            await follow_supervisor(made, connection, link, stack, reports=plan.report)
         await stack.enter_async_context(Repid(connection).magic(auto_disconnect=True))
         summary = asdict(await made.run())
         told = ", ".join(f"{name} {count:,}" for name, count in summary.items() if count or name == "processed")
@@ -240,14 +240,15 @@ def _link() -> socket.socket:
     return link
 
 
-async def _follow_supervisor(
+async def follow_supervisor(
     made: Worker, connection: Connection, link: socket.socket, stack: AsyncExitStack, *, reports: bool
 ) -> None:
     """Tell the supervisor when the worker is up, and how it is, and stop when there is no supervisor any more."""
     reader, writer = await asyncio.open_connection(sock=link)
 
     async def outlive_nobody() -> None:
-        await reader.read()
+        with suppress(OSError):  # it may have died before it had read what it was told
+            await reader.read()
         logger.error("the supervisor is gone: stopping")
         stopping.set()
         made.stop()

@@ -8,6 +8,7 @@ import logging
 import socket
 import sys
 import time
+from contextlib import AsyncExitStack
 from io import StringIO
 from types import ModuleType
 from typing import Any
@@ -19,7 +20,7 @@ from repid_core.cli.group import Failure
 from repid_core.cli.logs import JSONFormatter, TextFormatter, set_up
 from repid_core.cli.options import loop_factory
 from repid_core.cli.supervisor import Child, Supervisor
-from repid_core.cli.worker import Address, Plan, assembled, leave_health_to_supervisor
+from repid_core.cli.worker import Address, Plan, assembled, follow_supervisor, leave_health_to_supervisor
 from repid_core.health import HealthCheckServerSettings
 
 MORE = """
@@ -225,3 +226,16 @@ async def test_a_supervisor_knows_what_its_workers_say_of_themselves(monkeypatch
     assert supervisor._why_not_ready() == "worker 1 (process 7): it has said nothing for 11 s"
     supervisor._stop()
     assert supervisor._why_not_ready() == "the workers are stopping"
+
+
+@pytest.mark.parametrize("said", [b"", b"what the supervisor did not read\n"])
+async def test_a_worker_ends_with_its_supervisor_even_if_that_had_not_read_all(shop, monkeypatch, said):
+    worker, connection = assembled(plan("shop:router"))
+    stopped = asyncio.Event()
+    monkeypatch.setattr(worker, "stop", stopped.set)
+    ours, theirs = socket.socketpair()
+    ours.sendall(said)
+    theirs.close()
+    async with AsyncExitStack() as stack:
+        await follow_supervisor(worker, connection, ours, stack, reports=False)
+        await asyncio.wait_for(stopped.wait(), 30)
