@@ -88,7 +88,7 @@ class HealthCheckServer:
             await self.stop()
             raise UsageError(
                 f"the health check server cannot listen on {address}:{port} ({error.strerror or error}): "
-                "stop what holds it, or choose another in HealthCheckServerSettings",
+                "stop what holds it, or choose another port",
             ) from error
 
     async def stop(self) -> None:

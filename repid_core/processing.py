@@ -25,6 +25,7 @@ from contextlib import suppress
 from datetime import timedelta
 from enum import Enum
 from functools import partial
+from types import TracebackType
 from typing import Any, TypeVar
 
 from attrs import evolve, frozen
@@ -335,7 +336,7 @@ class Run:
         attempt = parameters.tried + 1
         delay = self._retry_delay(attempt, error) if parameters.tried < parameters.retries else None
         if delay is None:
-            logger.error("%s failed", key.topic, exc_info=error, extra=_who(self.envelope, attempt))
+            logger.error("%s failed", key.topic, exc_info=(type(error), error, _own(error)), extra=_who(self.envelope, attempt))
             return self._final(Ended.FAILED, DeathReason.FAILED, error, self._failure(error, started))
         logger.warning("%s failed, and comes again in %s: %r", key.topic, delay, error, extra=_who(self.envelope, attempt))
         now = self.processor.clock.now()
@@ -446,12 +447,17 @@ class Run:
             logger.exception("a callback of %s failed", self.envelope.key.topic, extra=_who(self.envelope))
 
 
-def _text(error: BaseException) -> str:
-    """The traceback from the user's code on, its end if it is long."""
+def _own(error: BaseException) -> TracebackType | None:
+    """The traceback from the user's code on."""
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_globals.get("__name__", "").startswith("repid_core."):
         tb = tb.tb_next
-    return "".join(traceback.format_exception(type(error), error, tb))[-_TEXT:]
+    return tb
+
+
+def _text(error: BaseException) -> str:
+    """The same as text, its end if it is long."""
+    return "".join(traceback.format_exception(type(error), error, _own(error)))[-_TEXT:]
 
 
 def _said(error: Exception) -> str:

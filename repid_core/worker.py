@@ -116,7 +116,7 @@ class Worker(Router):
         self.messages_limit, self.tasks_limit = messages_limit, tasks_limit
         self.threads, self.processes = threads, processes
         self.handle_signals, self.auto_declare = tuple(handle_signals), auto_declare
-        self._health = (health_check_server_settings or HealthCheckServerSettings()) if run_health_check_server else None
+        self.health = (health_check_server_settings or HealthCheckServerSettings()) if run_health_check_server else None
         self._connection = connection
         self._shift: _Shift | None = None
 
@@ -157,8 +157,8 @@ class Worker(Router):
             async with AsyncExitStack() as stack:
                 stack.push_async_callback(executors.close)
                 stack.callback(shift.close)
-                if self._health is not None:
-                    server = HealthCheckServer(self._health, shift.alive, shift.ready)
+                if self.health is not None:
+                    server = HealthCheckServer(self.health, shift.alive, shift.ready)
                     stack.push_async_callback(server.stop)
                     await server.start()
                 stack.enter_context(_signals(self.handle_signals, shift.stop))
@@ -181,6 +181,10 @@ class Worker(Router):
         """Stop as a signal does: gracefully the first time, at once the second. Nothing happens if it does not run."""
         if self._shift is not None:
             self._shift.stop()
+
+    def problems(self) -> tuple[str | None, str | None]:
+        """Why it should be started anew, and why it is not at work, as `/livez` and `/readyz` have it; None if all is well."""
+        return (None, "the worker does not run") if self._shift is None else (self._shift.alive(), self._shift.ready())
 
 
 class _Shift:

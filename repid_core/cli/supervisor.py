@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from repid_core.cli.group import DONE, PROBLEM, USAGE, Failure
+from repid_core.health import HealthCheckServer, HealthCheckServerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ _GRACE: Final = 25.0  # seconds that a worker wants for its jobs, as long as it 
 _MARGIN: Final = 15.0  # seconds that it may take beyond, to give back what is left and to disconnect
 _RELOAD: Final = 3.0  # seconds that jobs get when the code has changed
 _HURRY: Final = 5.0  # seconds from a second signal to the end, before the process is killed
+_QUIET: Final = 10.0  # seconds that a worker that reports each second may say nothing, and be ready
+_SILENT: Final = 60.0  # seconds, and be live
 _AGAIN: Final = signal.SIGINT  # not SIGTERM, of which two may arrive as one
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM))
 
@@ -37,12 +40,15 @@ class Child:
         process: The process.
         up_at: When it was up, by the monotonic clock; None before.
         grace: The seconds that it gives its jobs.
+        heard_at: When it spoke last, by the monotonic clock.
     """
 
     def __init__(self, number: int, process: Process) -> None:
         self.number, self.process = number, process
         self.up_at: float | None = None
         self.grace = _GRACE
+        self.heard_at = 0.0
+        self._problems: dict[str, str | None] = {}
 
     def __str__(self) -> str:
         return f"worker {self.number} (process {self.process.pid})"
@@ -57,8 +63,12 @@ class Child:
         """Hear what it says, until it has ended; call `is_up` when it is."""
         reader, writer = await asyncio.open_connection(sock=line)
         try:
-            while said := await reader.readline():
-                self.grace, self.up_at = float(json.loads(said)["grace"]), time.monotonic()
+            while text := await reader.readline():
+                said, self.heard_at = json.loads(text), time.monotonic()
+                if "grace" not in said:
+                    self._problems = said
+                    continue
+                self.grace, self.up_at = float(said["grace"]), self.heard_at
                 logger.info("%s is up", self)
                 is_up()
         except ConnectionError:
@@ -73,6 +83,18 @@ class Child:
             with suppress(ValueError):
                 return f"was ended by {signal.Signals(-status).name}"
         return f"ended with status {status}"
+
+    def why_not_live(self) -> str | None:
+        """What it said of itself, or that it says nothing; while it starts, the supervisor sees to it."""
+        return None if self.up_at is None else self._quiet(_SILENT) or self._problems.get("live")
+
+    def why_not_ready(self) -> str | None:
+        """The same, of being at work."""
+        return "it is starting" if self.up_at is None else self._quiet(_QUIET) or self._problems.get("ready")
+
+    def _quiet(self, limit: float) -> str | None:
+        silence = time.monotonic() - self.heard_at
+        return f"it has said nothing for {silence:.0f} s" if silence > limit else None
 
     def proven(self) -> bool:
         """Whether it was up for so long that its end has nothing to do with its beginning."""
@@ -89,10 +111,18 @@ class Supervisor:
         command: What a worker is started with; `--child N/M` is added.
         count: How many.
         watched: Folders; when a Python file in them changes, all workers are made anew.
+        health: Where to answer health checks, for all workers; they have to report.
     """
 
-    def __init__(self, command: Sequence[str], count: int, watched: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        count: int,
+        watched: Sequence[Path] = (),
+        health: HealthCheckServerSettings | None = None,
+    ) -> None:
         self._command, self._count, self._watched = list(command), count, tuple(watched)
+        self._health = health
         self._children: set[Child] = set()
         self._over = asyncio.Event()  # the workers that there are shall end
         self._changed = asyncio.Event()  # the code has
@@ -105,6 +135,10 @@ class Supervisor:
         """Start the workers, and keep them, until a signal, or until all have ended by themselves; the exit status."""
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
+            if self._health is not None:
+                server = HealthCheckServer(self._health, self._why_not_live, self._why_not_ready)
+                stack.push_async_callback(server.stop)
+                await server.start()
             if self._watched:
                 changes = _changes(self._watched)
                 watching = asyncio.create_task(self._watch(changes), name="repid reload")
@@ -196,6 +230,18 @@ class Supervisor:
 
     def _is_up(self) -> None:
         self._ever_up = True
+        if self._count > 1 and sum(child.up_at is not None for child in self._children) == self._count:
+            logger.info("all %d workers are up", self._count)
+
+    def _why_not_live(self) -> str | None:
+        return next((f"{child}: {why}" for child in self._children if (why := child.why_not_live())), None)
+
+    def _why_not_ready(self) -> str | None:
+        if self._stopping:
+            return "the workers are stopping"
+        if missing := self._count - len(self._children):
+            return f"{missing} of {self._count} workers do not run"
+        return next((f"{child}: {why}" for child in self._children if (why := child.why_not_ready())), None)
 
     async def _end(self, child: Child, ended: asyncio.Task[int]) -> None:
         """Let a worker end in order; kill it if it does not."""

@@ -46,7 +46,7 @@ def plural(number: int, noun: str) -> str:
 
 
 class Bar:
-    """Progress on standard error, if that is a terminal.
+    """Progress on standard error, if that is a terminal that can draw over it.
 
     Args:
         what: What goes on.
@@ -61,7 +61,9 @@ class Bar:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self._progress = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+        console = Console(stderr=True)
+        disable = not sys.stderr.isatty() or console.is_dumb_terminal  # which cannot draw over a line
+        self._progress = Progress(*columns, console=console, disable=disable, transient=True)
         self._task = self._progress.add_task(what, total=total)
 
     def __enter__(self) -> Self:

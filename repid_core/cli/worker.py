@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,29 @@ from repid_core.cli.group import DONE, USAGE, Command, Failure
 from repid_core.cli.options import QUEUE, app_option, config_option, run
 from repid_core.cli.supervisor import Supervisor
 from repid_core.connection import Connection
+from repid_core.errors import UsageError
+from repid_core.health import HealthCheckServerSettings
 from repid_core.router import Router
 from repid_core.worker import Worker
 
 logger = logging.getLogger(__name__)
+
+_REPORT = 1.0  # seconds between two reports to the supervisor, if it answers health checks
+
+
+class Address(click.ParamType[HealthCheckServerSettings]):
+    """Where to listen: a port, or an address and a port."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> HealthCheckServerSettings:
+        if isinstance(value, HealthCheckServerSettings):
+            return value
+        address, _, port = str(value).rpartition(":")
+        try:
+            return HealthCheckServerSettings(address.strip("[]") or "127.0.0.1", int(port))
+        except (ValueError, UsageError):
+            self.fail(f"{value!r} is no port, such as 8080, nor an address and a port, such as 0.0.0.0:8080", param, ctx)
 
 
 @frozen
@@ -43,6 +62,8 @@ class Plan:
     loop: str
     log_format: logs.LogFormat
     log_level: str
+    health: HealthCheckServerSettings | None = None
+    report: bool = False
 
     def arguments(self) -> list[str]:
         """The same as a command line, for the workers of a supervisor."""
@@ -50,6 +71,7 @@ class Plan:
         for name in ("app", "config", "concurrency", "threads", "grace"):
             value = getattr(self, name)
             words += [] if value is None else [f"--{name}", str(value)]
+        words += [] if self.health is None else ["--report"]
         return [*words, *(word for queue in self.queues for word in ("--queue", queue))]
 
 
@@ -59,6 +81,7 @@ class Plan:
     examples=[
         "repid worker app.tasks:router",
         "repid worker app.tasks:router app.mail:router --processes 4 --concurrency 100",
+        "repid worker app.tasks:router --processes 4 --health 0.0.0.0:8080",
         "repid worker app.tasks:router --app app.main:app --queue mail --log-format json",
         "repid worker app.tasks:router --reload",
     ],
@@ -76,6 +99,12 @@ class Plan:
 @click.option("--queue", "-q", "queues", type=QUEUE, multiple=True, help="Serve only this queue; may be given several times.")
 @click.option(
     "--grace", type=click.FloatRange(0), metavar="SECONDS", help="For running jobs at the end.  [default: the worker's, 25]"
+)
+@click.option(
+    "--health",
+    type=Address(),
+    metavar="[ADDRESS:]PORT",
+    help="Answer /livez and /readyz over HTTP there, for all processes. [default address: 127.0.0.1]",
 )
 @click.option("--reload", is_flag=True, help="Start anew when a Python file here changes; for development.")
 @click.option(
@@ -100,6 +129,7 @@ class Plan:
     help="The least that is logged.",
 )
 @click.option("--child", hidden=True, metavar="N/M", help="Which of the supervisor's workers this is.")
+@click.option("--report", is_flag=True, hidden=True, help="Tell the supervisor each second how it is.")
 def worker(targets_: tuple[str, ...], processes: int | None, reload: bool, child: str | None, **options: Any) -> None:
     """Run the jobs of routers.
 
@@ -126,13 +156,15 @@ def _supervise(plan: Plan, processes: int, *, reload: bool) -> None:
     logs.set_up("text" if plan.log_format == "none" else plan.log_format, plan.log_level, who="supervisor")
     command = [sys.executable, "-m", "repid_core", *plan.arguments()]
     watched = (Path.cwd(),) if reload else ()
-    sys.exit(run(Supervisor(command, processes, watched).run))
+    sys.exit(run(Supervisor(command, processes, watched, plan.health).run))
 
 
 def _work(plan: Plan, child: str | None) -> None:
     logs.set_up(plan.log_format, plan.log_level, who="" if child is None else f"worker {child.partition('/')[0]}")
     link = None if child is None else _link()
     made, connection = assembled(plan)
+    if child is not None:
+        leave_health_to_supervisor(made, plan, child)
     run(lambda: _run(made, connection, plan, child, link), plan.loop)
     sys.exit(DONE)
 
@@ -147,6 +179,8 @@ def assembled(plan: Plan) -> tuple[Worker, Connection]:
         made.threads = plan.threads
     if plan.grace is not None:
         made.graceful_shutdown_time = plan.grace
+    if plan.health is not None:
+        made.health = plan.health
     if plan.queues:
         if unknown := set(plan.queues) - set(made.queues):
             raise Failure(f"no actor has queue {', '.join(sorted(unknown))}: there are {', '.join(sorted(made.queues))}", USAGE)
@@ -156,6 +190,17 @@ def assembled(plan: Plan) -> tuple[Worker, Connection]:
     if plan.app is not None or plan.config is not None:
         raise Failure("the worker has a connection of its own: leave out --app and --config", USAGE)
     return made, made.connection
+
+
+def leave_health_to_supervisor(made: Worker, plan: Plan, child: str) -> None:
+    """Refuse what cannot be: several processes that listen on one port."""
+    alone = child.endswith("/1") and not plan.report
+    if made.health is not None and made.health.port != 0 and not alone:
+        raise Failure(
+            "the worker answers health checks by itself, and several processes cannot listen on one port: "
+            "leave out run_health_check_server, and let the command answer for all, with --health",
+            USAGE,
+        )
 
 
 def _worker(routers: Sequence[Router]) -> Worker:
@@ -171,7 +216,7 @@ async def _run(made: Worker, connection: Connection, plan: Plan, child: str | No
     _announce(made, connection, plan, child)
     async with AsyncExitStack() as stack:
         if link is not None:
-            await _follow_supervisor(made, connection, link, stack)
+            await follow_supervisor(made, connection, link, stack, reports=plan.report)
         await stack.enter_async_context(Repid(connection).magic(auto_disconnect=True))
         summary = asdict(await made.run())
         told = ", ".join(f"{name} {count:,}" for name, count in summary.items() if count or name == "processed")
@@ -202,23 +247,37 @@ def _link() -> socket.socket:
     return link
 
 
-async def _follow_supervisor(made: Worker, connection: Connection, link: socket.socket, stack: AsyncExitStack) -> None:
-    """Tell the supervisor when the worker is up, and stop when there is no supervisor any more."""
+async def follow_supervisor(
+    made: Worker, connection: Connection, link: socket.socket, stack: AsyncExitStack, *, reports: bool
+) -> None:
+    """Tell the supervisor when the worker is up, and how it is, and stop when there is no supervisor any more."""
     reader, writer = await asyncio.open_connection(sock=link)
 
     async def outlive_nobody() -> None:
-        await reader.read()
+        with suppress(OSError):  # it may have died before it had read what it was told
+            await reader.read()
         logger.error("the supervisor is gone: stopping")
         stopping.set()
         made.stop()
 
     def after_worker_start() -> None:
-        writer.write(json.dumps({"grace": made.graceful_shutdown_time}).encode() + b"\n")
+        say(grace=made.graceful_shutdown_time)
+        up.set()
         if stopping.is_set():
             made.stop()
 
-    stopping = asyncio.Event()
+    async def report() -> None:
+        await up.wait()
+        while True:
+            live, ready = made.problems()
+            say(live=live, ready=ready)
+            await asyncio.sleep(_REPORT)
+
+    def say(**what: Any) -> None:
+        writer.write(json.dumps(what).encode() + b"\n")
+
+    stopping, up = asyncio.Event(), asyncio.Event()
     connection.middleware.add(after_worker_start)
-    task = asyncio.create_task(outlive_nobody(), name="repid supervisor")
     stack.callback(writer.close)
-    stack.callback(task.cancel)
+    for duty in (outlive_nobody, report) if reports else (outlive_nobody,):
+        stack.callback(asyncio.create_task(duty(), name=f"repid {duty.__name__}").cancel)

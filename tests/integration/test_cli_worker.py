@@ -6,10 +6,13 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,13 @@ APPLICATION = """
     async def short(name: str):
         say("started")
         await asyncio.sleep(0.3)
+        say("finished")
+
+    @router.actor(queue="mail")
+    async def gated():
+        say("started")
+        while not os.path.exists("gate"):
+            await asyncio.sleep(0.01)
         say("finished")
 
     @router.actor(queue="mail")
@@ -153,7 +163,7 @@ def test_one_process_says_what_it_serves_and_ends_in_order(start):
         "  messages   InMemoryMessageBroker",
         "  arguments  none",
         "  results    none",
-        "  queue      mail: blocking, endless, fail, short",
+        "  queue      mail: blocking, endless, fail, gated, short",
     ]
     command.send(signal.SIGTERM)
     assert command.end() == 0
@@ -164,15 +174,17 @@ def test_the_start_is_one_record_for_programs(start):
     command = start("--loop", "asyncio", "--concurrency", "5")
     record = command.until("worker 1 of 1 starts")
     assert record["backends"]["messages"] == "InMemoryMessageBroker"
-    assert record["serves"] == {"mail": ["blocking", "endless", "fail", "short"]}
+    assert record["serves"] == {"mail": ["blocking", "endless", "fail", "gated", "short"]}
     assert (record["loop"], record["concurrency"]) == ("asyncio", 5)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_lets_the_jobs_of_all_workers_end(start, number):
-    command = start("--processes", "2", JOBS="short")
+def test_a_signal_lets_the_jobs_of_all_workers_end(start, number, tmp_path):
+    command = start("--processes", "2", JOBS="gated")
     assert [command.printed(), command.printed()] == ["started"] * 2
     os.killpg(command.process.pid, number)  # as a terminal does; a worker that got it too would take it for a second one
+    command.until("stopping 2 workers")
+    (tmp_path / "gate").touch()
     assert command.end() == 0
     assert command.process.stdout.read().split() == ["finished"] * 2
 
@@ -264,3 +276,55 @@ def test_code_that_changes_is_loaded_anew_also_once_it_was_broken(start, tmp_pat
     command.until("is up")
     command.send(signal.SIGINT)
     assert command.end() == 0
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def asked(port: int, path: str) -> tuple[int, str]:
+    """Status and reason."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=50) as answer:
+            return answer.status, json.load(answer)["status"]
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)["reason"]
+
+
+@pytest.mark.parametrize("processes", [(), ("--processes", "1"), ("--processes", "2")], ids=["alone", "one", "two"])
+def test_health_is_answered_for_all_workers_on_one_port(start, port, processes):
+    command = start(*processes, "--health", str(port), "--grace", "1000", JOBS="endless")
+    for _ in range(2 if "2" in processes else 1):
+        assert command.printed() == "started"
+    command.until("workers are up" if "2" in processes else "is up" if processes else "consuming")
+    assert [asked(port, path) for path in ("livez", "readyz", "healthz")] == [(200, "ok")] * 3
+    command.send(signal.SIGTERM)
+    command.until("stopping" if processes else "waiting for 1 running jobs")
+    assert asked(port, "livez") == (200, "ok")
+    assert asked(port, "readyz") == (503, "the workers are stopping" if processes else "the worker is stopping")
+    command.send(signal.SIGINT)
+    assert command.end() == 0
+
+
+def test_workers_that_do_not_start_are_not_ready(start, port):
+    command = start("--processes", "2", "--health", str(port), CRASH="1")
+    command.until("started again")
+    assert asked(port, "livez") == (200, "ok")
+    status, reason = asked(port, "readyz")
+    assert status == 503
+    assert "workers do not run" in reason or "it is starting" in reason
+    command.send(signal.SIGTERM)
+    assert command.end() in {0, 1}  # one may crash while it is being stopped
+
+
+@pytest.mark.parametrize("processes", [(), ("--processes", "2")], ids=["alone", "supervised"])
+def test_a_port_that_is_taken_ends_it(start, processes):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = server.getsockname()[1]
+        command = start(*processes, "--health", str(taken))
+        assert command.end() == 2
+        assert f"cannot listen on 127.0.0.1:{taken}" in command.text
+        assert "choose another port" in command.text

@@ -185,6 +185,22 @@ class TestFailure:
         with pytest.raises(JobFailedError, match="ValueError"):
             await job.wait(0)
 
+    @pytest.mark.parametrize("is_async", [True, False])
+    async def test_the_log_has_the_traceback_from_the_actor_on(self, router, work, caplog, is_async):
+        def fail() -> None:
+            raise ValueError("broken")
+
+        async def fail_too() -> None:
+            fail()
+
+        router.actor(name="fail")(fail_too if is_async else fail)
+        await Job("fail").enqueue()
+        await work(router)
+        [text] = [record.exc_text for record in caplog.records if record.getMessage() == "fail failed"]
+        assert text.endswith("ValueError: broken")
+        assert "in fail" in text
+        assert 'processing.py", line' not in text.replace("test_processing.py", "")
+
     async def test_none_from_the_policy_ends_retrying(self, router, work):
         @router.actor(retry_policy=lambda attempt, error: None)
         async def fail() -> None:

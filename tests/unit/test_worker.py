@@ -406,7 +406,10 @@ class TestHealth:
             while not (await Queue().stats()).in_progress:
                 await asyncio.sleep(0.001)
             assert [await asyncio.to_thread(get, path) for path in ("/livez", "/readyz", "/healthz")] == [200, 200, 200]
+            assert worker.problems() == (None, None)
             worker.stop()
+            assert worker.problems() == (None, "the worker is stopping")
             assert [await asyncio.to_thread(get, path) for path in ("/livez", "/readyz")] == [200, 503]
             release.set()
             await task
+            assert worker.problems() == (None, "the worker does not run")

@@ -5,22 +5,29 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import sys
+import time
+from contextlib import AsyncExitStack
 from io import StringIO
 from types import ModuleType
 from typing import Any
 
+import click
 import pytest
 
 from repid_core.cli.group import Failure
 from repid_core.cli.logs import JSONFormatter, TextFormatter, set_up
 from repid_core.cli.options import loop_factory
-from repid_core.cli.worker import Plan, assembled
+from repid_core.cli.supervisor import Child, Supervisor
+from repid_core.cli.worker import Address, Plan, assembled, follow_supervisor, leave_health_to_supervisor
+from repid_core.health import HealthCheckServerSettings
 
 MORE = """
 from shop import *
 mine = Worker([router], tasks_limit=7, connection=connection)
 bare = Worker([router, other], graceful_shutdown_time=3)
+answering = Worker([router], run_health_check_server=True, connection=connection)
 """
 
 
@@ -150,3 +157,88 @@ def test_reload_says_what_it_needs(shop, monkeypatch):
         assert "--reload needs watchfiles: pip install watchfiles" in shop("worker", "shop:router", "--reload", status=2).output
     finally:
         logging.captureWarnings(capture=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "port"),
+    [("8080", "127.0.0.1", 8080), ("0.0.0.0:80", "0.0.0.0", 80), ("[::1]:1", "::1", 1), (":9", "127.0.0.1", 9)],  # noqa: S104
+)
+def test_health_has_a_port_and_maybe_an_address(text, address, port):
+    assert Address().convert(text, None, None) == HealthCheckServerSettings(address, port)
+
+
+@pytest.mark.parametrize("text", ["", "localhost", "localhost:http", "70000"])
+def test_health_without_a_port_is_refused(text):
+    with pytest.raises(click.BadParameter, match=r"no port, such as 8080, nor .* such as 0\.0\.0\.0:8080"):
+        Address().convert(text, None, None)
+
+
+def test_the_command_lets_any_worker_answer_health_checks():
+    health = HealthCheckServerSettings(port=81)
+    worker, _ = assembled(plan("shop:router", health=health))
+    assert worker.health == health
+    worker, _ = assembled(plan("shop:router"))
+    assert worker.health is None
+
+
+def test_several_workers_do_not_listen_on_one_port():
+    worker, _ = assembled(plan("workers:answering", app=None))
+    for child, report in (("1/2", False), ("1/1", True)):
+        with pytest.raises(Failure, match=r"leave out run_health_check_server.* with --health") as caught:
+            leave_health_to_supervisor(worker, plan("workers:answering", report=report), child)
+        assert caught.value.exit_code == 2
+    leave_health_to_supervisor(worker, plan("workers:answering"), "1/1")
+    worker.health = HealthCheckServerSettings(port=0)
+    leave_health_to_supervisor(worker, plan("workers:answering"), "1/2")
+
+
+def test_a_supervisor_lets_its_workers_report_if_it_answers_for_them():
+    assert "--report" in plan("shop:router", health=HealthCheckServerSettings()).arguments()
+    assert "--report" not in plan("shop:router").arguments()
+
+
+class _Process:
+    pid, returncode = 7, None
+
+
+async def test_a_supervisor_knows_what_its_workers_say_of_themselves(monkeypatch):
+    supervisor, child = Supervisor([], 1), Child(1, _Process())
+    assert (supervisor._why_not_live(), supervisor._why_not_ready()) == (None, "1 of 1 workers do not run")
+    supervisor._children.add(child)
+    assert (supervisor._why_not_live(), supervisor._why_not_ready()) == (None, "worker 1 (process 7): it is starting")
+    ours, theirs = socket.socketpair()
+    listening = asyncio.create_task(child.listen(ours, supervisor._is_up))
+    theirs.sendall(b'{"grace": 3}\n')
+    while child.up_at is None:
+        await asyncio.sleep(0.001)
+    assert (child.grace, supervisor._why_not_live(), supervisor._why_not_ready()) == (3, None, None)
+    theirs.sendall(b'{"live": "a consumer has ended", "ready": "not fetching from: mail"}\n')
+    while not child.why_not_live():
+        await asyncio.sleep(0.001)
+    assert supervisor._why_not_live() == "worker 1 (process 7): a consumer has ended"
+    assert supervisor._why_not_ready() == "worker 1 (process 7): not fetching from: mail"
+    theirs.sendall(b'{"live": null, "ready": null}\n')
+    theirs.close()
+    await listening
+    assert (supervisor._why_not_live(), supervisor._why_not_ready()) == (None, None)
+    later = time.monotonic() + 61
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert supervisor._why_not_live().startswith("worker 1 (process 7): it has said nothing for 61 s")
+    child.heard_at = later - 11
+    assert supervisor._why_not_live() is None
+    assert supervisor._why_not_ready() == "worker 1 (process 7): it has said nothing for 11 s"
+    supervisor._stop()
+    assert supervisor._why_not_ready() == "the workers are stopping"
+
+
+@pytest.mark.parametrize("said", [b"", b"what the supervisor did not read\n"])
+async def test_a_worker_ends_with_its_supervisor_even_if_that_had_not_read_all(shop, monkeypatch, said):
+    worker, connection = assembled(plan("shop:router"))
+    stopped = asyncio.Event()
+    monkeypatch.setattr(worker, "stop", stopped.set)
+    ours, theirs = socket.socketpair()
+    ours.sendall(said)
+    theirs.close()
+    async with AsyncExitStack() as stack:
+        await follow_supervisor(worker, connection, ours, stack, reports=False)
+        await asyncio.wait_for(stopped.wait(), 30)
