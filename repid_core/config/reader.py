@@ -19,20 +19,6 @@ from repid_core.plugins import Kind, plugins
 from repid_core.settings import UNREADABLE, Given, Loose, keys_of, shown, structure, unknown
 
 _VARIABLE: Final = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
-_FILE: Final = "file:"
-
-
-def _content(file: Path) -> str:
-    """A secret that is mounted as a file; editors and `echo` end it with a new line, which is not part of it."""
-    if not file.is_absolute():
-        raise ValueError(f"${{file:{file}}} is no absolute path: give one, such as ${{file:/run/secrets/password}}")
-    try:
-        text = file.read_text("utf-8")
-    except OSError as error:
-        raise ValueError(f"${{file:{file}}} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"${{file:{file}}} cannot be read: it is not UTF-8") from None
-    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _not_negative(_general: Any, _attribute: Any, value: int) -> None:
@@ -63,7 +49,7 @@ class Reader:
     """One run: collects what is set, and every problem."""
 
     def __init__(self, source: str, environ: Mapping[str, str]) -> None:
-        self.source, self.environ = source, environ
+        self.source, self.environ = source, dict(environ)
         self.layers: dict[str, _Layer] = {}
         self.top: dict[str, Given] = {}
         self.problems: list[str] = []
@@ -133,39 +119,31 @@ class Reader:
         return _Layer(given, query)
 
     def filled(self, value: Any, path: str, origin: str) -> Any:
-        """The value, with what the environment has for `${NAME}` in its texts, and files for `${file:PATH}`."""
+        """The value, with what the environment has for `${NAME}` in its texts, and files for `${file:/PATH}`."""
         if isinstance(value, Mapping):
             return {key: self.filled(item, f"{path}.{key}".lstrip("."), origin) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.filled(item, f"{path}[{index}]", origin) for index, item in enumerate(value)]
         if not isinstance(value, str) or "${" not in value:
             return value
-        wrong: list[str] = []
+        wrong = [text for match in _VARIABLE.finditer(value) if (text := self.missing(match))]
+        for text in wrong:
+            self.report(path, origin, text)
+        if wrong:
+            return UNREADABLE
+        return Loose(_VARIABLE.sub(lambda match: self.environ[match[1]] if match[1] else "${", value))
 
-        def put(match: re.Match[str]) -> str:
-            try:
-                return self.stands_for(match)
-            except ValueError as error:
-                wrong.append(str(error))
-                return ""
-
-        text = _VARIABLE.sub(put, value)
-        for problem in wrong:
-            self.report(path, origin, problem)
-        return UNREADABLE if wrong else Loose(text)
-
-    def stands_for(self, match: re.Match[str]) -> str:
-        """What stands for `${NAME}` or `${file:PATH}`; a ValueError says why nothing does."""
-        name = match[1] or ""
-        if match[0] == "$${":
-            return "${"
-        if name.startswith(_FILE):
-            return _content(Path(name.removeprefix(_FILE)))
-        if name in self.environ:
-            return self.environ[name]
-        if re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise ValueError(f"${{{name}}} is not set in the environment: set it, or write $${{ if the signs themselves are meant")
-        raise ValueError("a ${ has no variable's name and }: write ${NAME}, ${file:/PATH}, or $${ for the signs themselves")
+    def missing(self, match: re.Match[str]) -> str | None:
+        try:
+            if match[0].startswith("${file:/"):
+                self.environ[match[1]] = Path(match[1].removeprefix("file:")).read_text("utf-8").rstrip("\r\n")
+        except (OSError, ValueError) as error:
+            return f"{match[0]} cannot be read: {error}"
+        if match[0] == "$${" or match[1] in self.environ:
+            return None
+        if match[1] and re.fullmatch(r"[A-Za-z_]\w*", match[1]):
+            return f"${{{match[1]}}} is not set in the environment: set it, or write $${{ if the signs themselves are meant"
+        return "a ${ has no variable's name and }: write ${NAME}, ${file:/PATH}, or $${ for the signs themselves"
 
     def finish(self, file: Path | None, only: Collection[str] | None) -> Configuration:
         """Choose the backends and structure their settings, or raise all problems."""

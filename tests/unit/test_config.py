@@ -377,7 +377,7 @@ def test_a_variable_that_is_not_set_names_path_and_file(tmp_path: Path) -> None:
         f"message_broker.lease ({file}): 0: give more than nothing",
     ]
     assert problems(file)[0].endswith("set it, or write $${ if the signs themselves are meant")
-    for text in ("${", "${}", "${A B}", "${A"):
+    for text in ("${", "${}", "${A B}", "${A", "${file:relative}"):
         assert problem({"message_broker": {"backend": "kv", "url": text}}, {"A": "a"}) == (
             "message_broker.url (the mapping): a ${ has no variable's name and }: "
             "write ${NAME}, ${file:/PATH}, or $${ for the signs themselves"
@@ -397,14 +397,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     binary = tmp_path / "binary"
     binary.write_bytes(b"\xff\xfe")
     for path, said in (
-        (tmp_path / "none", "cannot be read: No such file or directory"),
-        (tmp_path, "cannot be read: Is a directory"),
-        (binary, "cannot be read: it is not UTF-8"),
-        (Path("secret"), "is no absolute path: give one, such as ${file:/run/secrets/password}"),
+        (tmp_path / "none", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+        (binary, "codec can't decode"),
     ):
-        assert problem({"message_broker": {"backend": "kv", "password": f"${{file:{path}}}"}}) == (
-            f"message_broker.password (the mapping): ${{file:{path}}} {said}"
-        )
+        text = problem({"message_broker": {"backend": "kv", "password": f"${{file:{path}}}"}})
+        assert text.startswith(f"message_broker.password (the mapping): ${{file:{path}}} cannot be read: ")
+        assert said in text
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------------
