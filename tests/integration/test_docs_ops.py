@@ -790,20 +790,8 @@ def test_the_conditions_of_the_pages_bucket_policy() -> None:
             assert bool(condition) == (statement["Effect"] == "Deny")
 
 
-@pytest.fixture(scope="module")
-def s3_that_looks_at_rights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """moto's server, which looks at the rights of who asks, after the first requests that make users and a bucket."""
-    pytest.importorskip("moto")
-    servers = helpers("repid-s3")
-    place, port = tmp_path_factory.mktemp("moto"), free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with servers.started(command, place / "log", f"{url}/moto-api/"):
-        yield url
-
-
-def user_with(url: str, policy: Mapping[str, Any], bucket: str) -> dict[str, str]:
-    """Variables with the keys of a user who has this policy alone; from now on it counts."""
+def user_with(servers: Any, url: str, policy: Mapping[str, Any]) -> Any:
+    """A session of boto3 of a user who has this policy alone; from now on it counts."""
     import boto3
 
     def no_auth_for(requests: float) -> None:
@@ -813,60 +801,70 @@ def user_with(url: str, policy: Mapping[str, Any], bucket: str) -> dict[str, str
 
     policy = json.loads(json.dumps(policy).replace('"s3:ListBucket"', '"s3:ListBucket", "s3:HeadBucket"'))  # moto has one more
     no_auth_for(math.inf)
-    root = boto3.Session(aws_access_key_id="root", aws_secret_access_key=SECRET, region_name="us-east-1")
-    iam, name = root.client("iam", endpoint_url=url), f"user-{uuid.uuid4().hex[:8]}"
-    iam.create_user(UserName=name)
-    iam.put_user_policy(UserName=name, PolicyName="least", PolicyDocument=json.dumps(policy))
-    key = iam.create_access_key(UserName=name)["AccessKey"]
-    s3 = root.client("s3", endpoint_url=url)
-    with contextlib.suppress(s3.exceptions.BucketAlreadyOwnedByYou):
-        s3.create_bucket(Bucket=bucket)
-    no_auth_for(0)
-    for client in (iam, s3):
-        client.close()
-    return {
-        "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
-        "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
+    root, name = servers.session(), f"user-{uuid.uuid4().hex[:8]}"
+    iam, s3 = root.client("iam", endpoint_url=url), root.client("s3", endpoint_url=url)
+    try:
+        iam.create_user(UserName=name)
+        iam.put_user_policy(UserName=name, PolicyName="least", PolicyDocument=json.dumps(policy))
+        key = iam.create_access_key(UserName=name)["AccessKey"]
+        s3.create_bucket(Bucket="my-bucket")
+        no_auth_for(0)
+    finally:
+        iam.close()
+        s3.close()
+    return boto3.Session(key["AccessKeyId"], key["SecretAccessKey"], region_name="us-east-1")
 
 
-def test_the_rights_of_the_policies_are_enough(s3_that_looks_at_rights: str, tmp_path: Path) -> None:
-    """The worker's for a round trip; the operator's for the commands of the page, which the worker may not run."""
-    url = s3_that_looks_at_rights
+async def test_the_rights_of_the_policies_are_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The operator's for the commands of the page; the worker's for all that a broker does, and not for those commands.
+
+    moto's server looks at the rights of who asks.
+    """
+    pytest.importorskip("moto")
+    from click.testing import CliRunner
+
+    from repid_core.errors import BucketBrokerError
+    from repid_s3 import S3BucketBroker
+    from repid_s3.commands import s3
+
+    servers = helpers("repid-s3")
     worker, operator = policies()[:2]
-    place = f"s3://my-bucket/my-app/?endpoint_url={url}"
-
-    def run(variables: Mapping[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "repid_core", *words], cwd=tmp_path, env=environment(**variables), stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=PATIENCE, check=False,
-        )  # fmt: skip
-
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
     [shown] = [block.code for block in of_language(S3, "console") if "lifecycle" in block.code]
     commands = [shlex.split(line.removeprefix("$ ")) for line in shown.splitlines()]
     assert [command[:4] for command in commands] == [["repid", "s3", "lifecycle", verb] for verb in ("show", "apply", "remove")]
-    show, apply, remove = ([*command[1:4], place] for command in commands)
+    with servers.moto() as url:
+        place = f"s3://my-bucket/my-app/?endpoint_url={url}"
 
-    keys = user_with(url, operator, "my-bucket")
-    assert run(keys, *show).returncode == 1
-    assert run(keys, *apply, "--yes").returncode == 0
+        def run(session: Any, verb: str, *more: str) -> tuple[int, str]:
+            keys = session.get_credentials()
+            variables = {"AWS_ACCESS_KEY_ID": keys.access_key, "AWS_SECRET_ACCESS_KEY": keys.secret_key}
+            variables["AWS_DEFAULT_REGION"] = "us-east-1"
+            done = CliRunner().invoke(s3, ["lifecycle", verb, place, *more], env=variables)
+            return done.exit_code, done.output
 
-    keys = user_with(url, worker, "my-bucket")
-    (tmp_path / "repid.toml").write_text(
-        f'message_broker = "memory"\n[results_bucket_broker]\nurl = "{place}"\nlifecycle = "check"\n', "utf-8"
-    )
-    done = run(keys, "check")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "denied" not in done.stdout + done.stderr
-    done = run(keys, *remove, "--yes")
-    assert done.returncode != 0
-    assert "s3:PutLifecycleConfiguration" in done.stdout + done.stderr
+        async def use(session: Any) -> None:
+            broker = S3BucketBroker(place, lifecycle="check", session=session)
+            await broker.connect()
+            try:
+                await broker.store_bucket("a", b"1", timedelta(days=1))
+                assert await broker.get_bucket("a") == b"1"
+                assert await broker.get_bucket("missing") is None
+                await broker.delete_bucket("a")
+                await broker.ping()
+            finally:
+                await broker.disconnect()
 
-    without = {
-        **worker,
-        "Statement": [{**worker["Statement"][0], "Action": ["s3:GetObject", "s3:PutObject"]}, worker["Statement"][1]],
-    }
-    done = run(user_with(url, without, "my-bucket"), "check")
-    assert done.returncode == 1
-    assert "s3:DeleteObject" in done.stdout
+        session = user_with(servers, url, operator)
+        assert run(session, "show")[0] == 1
+        assert run(session, "apply", "--yes")[0] == 0
+        assert run(session, "show")[0] == 0
+        session = user_with(servers, url, worker)
+        await use(session)
+        status, said = run(session, "remove", "--yes")
+        assert status != 0
+        assert "s3:PutLifecycleConfiguration" in said
+        worker["Statement"][0]["Action"].remove("s3:DeleteObject")
+        with pytest.raises(BucketBrokerError, match="s3:DeleteObject"):
+            await use(user_with(servers, url, worker))
