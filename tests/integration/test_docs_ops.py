@@ -222,8 +222,9 @@ def manifests(redis_server: Any, tmp_path_factory: pytest.TempPathFactory) -> It
         yield found
     finally:
         for process in found.workers:
-            process.kill()
-            process.communicate()
+            if process.returncode is None:
+                process.kill()
+                process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -612,7 +613,8 @@ async def test_what_is_made_and_how_one_gets_from_classic_to_quorum(rabbitmq_nod
     async def send(prefix: str, queue_type: Any) -> None:
         async with Connection(RabbitMessageBroker(rabbitmq_node.url, prefix=prefix, queue_type=queue_type)) as connection:
             await connection.message_broker.declare_queue("mail", ["work"])
-            await Job("work", "mail", deferred_by=timedelta(hours=1), connection=connection).enqueue()
+            if queue_type == "classic":  # delays are the same with both, and take long to make
+                await Job("work", "mail", deferred_by=timedelta(hours=1), connection=connection).enqueue()
 
     await send("shop", "classic")
     await send("shop2", "quorum")
@@ -620,7 +622,7 @@ async def test_what_is_made_and_how_one_gets_from_classic_to_quorum(rabbitmq_nod
     delays = {f"delay:{bit:02}": "quorum" for bit in range(25)}
     for prefix, wanted in (
         ("shop.v1:mail", {"": "classic", "dead": "classic", **delays}),
-        ("shop2.v1:mail", {"high": "quorum", "": "quorum", "low": "quorum", "dead": "quorum", **delays}),
+        ("shop2.v1:mail", {"high": "quorum", "": "quorum", "low": "quorum", "dead": "quorum"}),
     ):
         assert {name: each["type"] for name, each in made.items() if name.startswith(prefix)} == {
             f"{prefix}:{part}".removesuffix(":"): kind for part, kind in wanted.items()
