@@ -49,7 +49,7 @@ class Reader:
     """One run: collects what is set, and every problem."""
 
     def __init__(self, source: str, environ: Mapping[str, str]) -> None:
-        self.source, self.environ = source, environ
+        self.source, self.environ = source, dict(environ)
         self.layers: dict[str, _Layer] = {}
         self.top: dict[str, Given] = {}
         self.problems: list[str] = []
@@ -119,7 +119,7 @@ class Reader:
         return _Layer(given, query)
 
     def filled(self, value: Any, path: str, origin: str) -> Any:
-        """The value, with what the environment has for `${NAME}` in its texts."""
+        """The value, with what the environment has for `${NAME}` in its texts, and files for `${file:/PATH}`."""
         if isinstance(value, Mapping):
             return {key: self.filled(item, f"{path}.{key}".lstrip("."), origin) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -134,11 +134,16 @@ class Reader:
         return Loose(_VARIABLE.sub(lambda match: self.environ[match[1]] if match[1] else "${", value))
 
     def missing(self, match: re.Match[str]) -> str | None:
+        try:
+            if match[0].startswith("${file:/"):
+                self.environ[match[1]] = Path(match[1].removeprefix("file:")).read_text("utf-8").rstrip("\r\n")
+        except (OSError, ValueError) as error:
+            return f"{match[0]} cannot be read: {error}"
         if match[0] == "$${" or match[1] in self.environ:
             return None
         if match[1] and re.fullmatch(r"[A-Za-z_]\w*", match[1]):
             return f"${{{match[1]}}} is not set in the environment: set it, or write $${{ if the signs themselves are meant"
-        return "a ${ has no variable's name and }: write ${NAME}, or $${ for the signs themselves"
+        return "a ${ has no variable's name and }: write ${NAME}, ${file:/PATH}, or $${ for the signs themselves"
 
     def finish(self, file: Path | None, only: Collection[str] | None) -> Configuration:
         """Choose the backends and structure their settings, or raise all problems."""

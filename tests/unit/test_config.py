@@ -377,10 +377,33 @@ def test_a_variable_that_is_not_set_names_path_and_file(tmp_path: Path) -> None:
         f"message_broker.lease ({file}): 0: give more than nothing",
     ]
     assert problems(file)[0].endswith("set it, or write $${ if the signs themselves are meant")
-    for text in ("${", "${}", "${A B}", "${A"):
+    for text in ("${", "${}", "${A B}", "${A", "${file:relative}"):
         assert problem({"message_broker": {"backend": "kv", "url": text}}, {"A": "a"}) == (
-            "message_broker.url (the mapping): a ${ has no variable's name and }: write ${NAME}, or $${ for the signs themselves"
+            "message_broker.url (the mapping): a ${ has no variable's name and }: "
+            "write ${NAME}, ${file:/PATH}, or $${ for the signs themselves"
         )
+
+
+def test_values_may_be_of_files(tmp_path: Path) -> None:
+    secret, crlf = tmp_path / "password", tmp_path / "user"
+    secret.write_bytes("hünter2 ${HOST}\n".encode())
+    crlf.write_bytes(b"me\r\n")
+    table = {"message_broker": {"url": f"kv://${{file:{crlf}}}@${{HOST}}", "password": f"${{file:{secret}}}"}}
+    settings = load(table, {"HOST": "host"}).sections["message_broker"].settings
+    assert (settings.url, settings.password) == ("kv://me@host", "hünter2 ${HOST}"), "what is in a file is not read again"
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff\xfe")
+    for path, said in (
+        (tmp_path / "none", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+        (binary, "codec can't decode"),
+    ):
+        text = problem({"message_broker": {"backend": "kv", "password": f"${{file:{path}}}"}})
+        assert text.startswith(f"message_broker.password (the mapping): ${{file:{path}}} cannot be read: ")
+        assert said in text
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ AT_ONCE = 32  # messages that are sent while others of the same turn of the loop
 _WRITE = 1 << 16  # bytes that are written at once
 _BESIDE = 500  # bytes of a message beside its body, roughly
 _SWEEP = 0.25  # seconds between looks at what has waited too long
+_DRAIN = 1.0  # seconds that a channel gets to confirm what is under way, before another takes its place
 
 
 class UnroutableError(Exception):
@@ -34,9 +35,10 @@ class Post:
         since: When it was handed in, by the loop's clock.
         sent: Whether the server may have it.
         returned: Why the server gave it back.
+        refused: Whether the server did not take it once; another channel may fare better.
     """
 
-    __slots__ = ("body", "done", "exchange", "message_id", "props", "returned", "sent", "since", "way")
+    __slots__ = ("body", "done", "exchange", "message_id", "props", "refused", "returned", "sent", "since", "way")
 
     def __init__(
         self, exchange: str, key: str, props: bytes, body: bytes, message_id: str, loop: asyncio.AbstractEventLoop
@@ -45,7 +47,7 @@ class Post:
         self.props, self.body, self.message_id = props, body, message_id
         self.done: asyncio.Future[None] = loop.create_future()
         self.since = loop.time()
-        self.sent = False
+        self.sent = self.refused = False
         self.returned: str | None = None
 
 
@@ -55,6 +57,9 @@ class Publisher:
     What is handed in within one turn of the loop leaves with one write. If the connection is lost, what is not confirmed is
     sent again, so it may arrive twice. If the server closes the channel because of one message, only that one fails: those
     that may be to blame are sent again one by one.
+
+    A channel remembers which node leads a quorum queue from the first message on, and RabbitMQ 3.10 refuses all messages of a
+    channel that was opened while that node died, until it is back. So what is refused is sent once more, over another channel.
 
     Args:
         line: The connection.
@@ -70,8 +75,8 @@ class Publisher:
         self._unconfirmed: dict[int, Post] = {}  # by tag, in order
         self._suspects: set[Post] = set()
         self._tag = 0
-        self._scheduled = False
-        self._closed = False
+        self._scheduled = self._closed = False
+        self._stale = False  # whether the channel is to be replaced
         self._timer: asyncio.TimerHandle | None = None
         self._away = self._loop.time()  # when the connection was last seen to be gone
         self._token, self._numbers = secrets.token_hex(8), count(1)
@@ -105,6 +110,8 @@ class Publisher:
         if channel is None:
             if self._opening is None and not self._closed and self._pending:
                 self._opening = self._loop.create_task(self._open(), name="repid rabbitmq publish")
+            return
+        if self._stale:
             return
         link = channel.link
         most, size = 1 if self._suspects else self._settings.max_unconfirmed, 0
@@ -158,8 +165,21 @@ class Publisher:
                 self._conclude(unconfirmed.pop(each), taken)
         elif (post := unconfirmed.pop(tag, None)) is not None:
             self._conclude(post, taken)
-        if self._pending:
+        if self._stale and not unconfirmed:
+            self._renew(self._channel)
+        elif self._pending:
             self._flush()
+
+    def _renew(self, channel: Channel | None) -> None:
+        """Go on over another channel; what this one has not confirmed is sent again."""
+        if channel is None or channel is not self._channel:
+            return
+        channel.on_confirm, channel.on_return, channel.on_end = lambda *_: None, lambda *_: None, lambda _: None
+        self._channel, self._stale = None, False
+        channel.leave()
+        self._pending.extendleft(reversed([post for post in self._unconfirmed.values() if not post.done.done()]))
+        self._unconfirmed.clear()
+        self._flush()
 
     def _conclude(self, post: Post, taken: bool) -> None:
         if self._suspects:
@@ -170,6 +190,12 @@ class Publisher:
             self._refuse(post, UnroutableError(post.returned))
         elif taken:
             post.done.set_result(None)
+        elif not post.refused:
+            post.refused = True
+            self._pending.append(post)
+            if not self._stale:
+                self._stale = True
+                self._loop.call_later(_DRAIN, self._renew, self._channel)
         else:
             text = f"RabbitMQ at {self._line.address} did not take the message: its queue is full, or cannot write now"
             self._refuse(post, EnqueueError(text))
@@ -186,7 +212,7 @@ class Publisher:
                 post.returned = f"{code} {text}"
 
     def _ended(self, error: Exception) -> None:
-        self._channel, self._away = None, self._loop.time()
+        self._channel, self._stale, self._away = None, False, self._loop.time()
         posts = [post for post in self._unconfirmed.values() if not post.done.done()]
         self._unconfirmed.clear()
         if isinstance(error, ChannelClosedError):

@@ -165,7 +165,8 @@ class Topology:
             if self._settings.quorum_group_size is not None:
                 common["x-quorum-initial-group-size"] = self._settings.quorum_group_size
         ready = common if kind == "quorum" else {**common, "x-max-priority": RETURNED}
-        return [*((name, ready) for name in names.mains), (names.dead, common)]
+        mains = sorted(names.mains, key=len)  # first the one that both types have: if it is of the other, nothing else is made
+        return [*((name, ready) for name in mains), (names.dead, common)]
 
     def _declared(self, queue: tuple[str, dict[str, Any]]) -> Frame:
         name, arguments = queue

@@ -229,3 +229,30 @@ async def test_tls_that_wants_to_know_the_client(serve: Callable[..., Node], cer
     await broker.ping()
     await broker.disconnect()
     assert re.search("TLS failed|lost|hung up", await refused(url, ssl_ca_certs=certificates.authority))
+
+
+async def test_what_is_refused_is_sent_once_more_over_another_channel(node: Node, prefix: str) -> None:
+    """One that was opened while the leader of a quorum queue died takes nothing until that is back; a new one does."""
+    broker = RabbitMessageBroker(node.url, prefix=prefix)
+    async with Connection(broker) as connection:
+        await Job("work", "q", connection=connection).enqueue()
+        publisher = broker._publisher
+        assert publisher is not None
+        first = publisher._channel
+        assert first is not None
+        first.on_confirm(publisher._tag + 1, False, False)  # of nothing
+        answer = first.on_confirm
+        first.on_confirm = lambda tag, multiple, taken: answer(tag, multiple, False)  # it refuses what comes now
+        outcomes = await connection.enqueue_many([Job("work", "q", connection=connection) for _ in range(10)])
+        assert [outcome for outcome in outcomes if isinstance(outcome, Exception)] == []
+        assert not first.is_open
+        assert publisher._channel is not first
+        node.ctl("set_policy", "full", f"^{prefix}", '{"max-length": 1, "overflow": "reject-publish"}', "--apply-to", "queues")
+        try:
+            with pytest.raises(EnqueueError, match="did not take the message: its queue is full") as caught:
+                await Job("work", "q", connection=connection).enqueue()
+            assert not caught.value.maybe_enqueued
+        finally:
+            node.ctl("clear_policy", "full")
+        await Job("work", "q", connection=connection).enqueue()
+        await broker.delete_queue("q")

@@ -91,7 +91,8 @@ _LASTING: Final[tuple[tuple[_ErrorType | None, str, str], ...]] = (
     (None, "WRONGTYPE", "a key that begins with the prefix is not repid's: give another `prefix`"),
     (None, "invalid bulk length", "it takes no string as large as this: lower `max_payload`, or raise proto-max-bulk-len there"),
 )
-RIGHTS: Final = "~PREFIX:* +@read +@write +@scripting +@blocking +@connection +info +time +wait"  # what an ACL user has to have
+# What an ACL user has to have. INFO is dangerous, for the server, and so is FLUSHALL, which no pattern of keys holds back.
+RIGHTS: Final = "~PREFIX:* +@read +@write +@scripting +@blocking +@connection -@dangerous +info +time +wait"
 _MORE_RIGHTS: Final = "+role with Sentinel, +cluster|slots in a cluster"
 
 
