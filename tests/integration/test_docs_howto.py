@@ -1,0 +1,190 @@
+"""What the how-to pages about jobs in production say: their files run, their tables are the code's, their claims hold."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from repid_core import Connection, DeathReason, InMemoryMessageBroker, Job, MessageCategory, Queue, Repid, Router, Worker
+from repid_core.testing import Harness
+from tests.integration.test_docs import ROOT, blocks, files_of
+
+pytestmark = pytest.mark.examples
+
+HOW_TO = ROOT / "docs" / "how-to"
+
+
+def module(page: str, file: str) -> ModuleType:
+    """A file that a page shows, imported."""
+    name = file.removesuffix(".py")
+    spec = importlib.util.spec_from_loader(name, loader=None)
+    assert spec is not None
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[name] = made  # annotations are looked up there
+    exec(compile(files_of(HOW_TO / page)[file], file, "exec"), made.__dict__)  # noqa: S102 — the page's own code
+    return made
+
+
+def sql(page: str) -> str:
+    return "".join(block.code for block in blocks(HOW_TO / page) if block.language == "sql")
+
+
+def ended(command: list[str], folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", *command],
+        cwd=folder,
+        env=os.environ | environ,
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+# -- chain-jobs.md ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def report() -> ModuleType:
+    return module("chain-jobs.md", "report.py")
+
+
+async def test_the_total_waits_for_all_parts_and_counts_no_attempt(report: ModuleType) -> None:
+    async with Harness([report.router]) as repid:
+        counted = repid.mock(report.count_words, side_effect=[OSError("once"), 2, 4])
+        job = await report.start(repid.connection, "report", ["to be", "or not to be"])
+        await repid.run_until_idle()
+        assert await job.result is None
+        assert repid.events.kinds("total") == ["enqueued", "started", "rescheduled"]
+        await repid.advance(timedelta(minutes=1))
+        assert await job.wait() == 6
+        assert counted.await_count == 3
+        assert len(repid.events.of("rescheduled", actor="total")) > 1
+
+
+@pytest.mark.parametrize("how", ["it failed", "nothing is known of it"])
+async def test_the_total_dies_without_a_part(report: ModuleType, how: str) -> None:
+    async with Harness([report.router], raise_errors=False) as repid:
+        repid.mock(report.count_words, side_effect=ValueError("no text"))
+        if how == "it failed":
+            await report.start(repid.connection, "report", ["to be"])
+            await repid.advance(timedelta(hours=1))
+        else:
+            await Job.of(report.total)(["report.0"], datetime.now(UTC) - timedelta(seconds=1)).enqueue()
+            await repid.run_until_idle()
+        async for message in Queue().get_messages(["total"], MessageCategory.DEAD):
+            assert message.death is not None
+            assert message.death.reason is DeathReason.NACKED
+            assert message.death.error == "without report.0 there is no total"
+            break
+
+
+# -- idempotency.md --------------------------------------------------------------------------------------------------------
+
+CRASHING = """
+import asyncio, os, sys
+from bank import router
+from repid_core import Connection, Repid, Worker
+from repid_sqlite import SqliteMessageBroker
+
+class Diary:
+    def before_actor_run(self, **facts):
+        print("started", flush=True)
+
+    def before_ack(self, **facts):
+        if sys.argv[1:] == ["crash"]:
+            os.kill(os.getpid(), 9)
+
+async def main():
+    async with Repid(Connection(SqliteMessageBroker("jobs.db"), middlewares=[Diary()])).magic(auto_disconnect=True):
+        await Worker([router], messages_limit=1).run()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_deposit_is_made_once_by_an_actor_that_runs_three_times(tmp_path: Path) -> None:
+    from repid_sqlite import SqliteMessageBroker
+
+    (tmp_path / "bank.py").write_text(files_of(HOW_TO / "idempotency.md")["bank.py"], "utf-8")
+    (tmp_path / "worker.py").write_text(CRASHING, "utf-8")
+    with sqlite3.connect(tmp_path / "bank.db") as db:
+        db.executescript(sql("idempotency.md"))
+        db.execute("INSERT INTO accounts VALUES ('Kim', 0)")
+    db.close()
+    async with Connection(SqliteMessageBroker(tmp_path / "jobs.db")) as connection:
+        args = {"key": "order-17.deposit", "account": "Kim", "cents": 500}
+        await Job("deposit", queue="bank", args=args, connection=connection).enqueue()
+    runs = [await asyncio.to_thread(ended, ["worker.py", *how], tmp_path) for how in (["crash"], ["crash"], [])]
+    assert [run.returncode for run in runs] == [-9, -9, 0], runs[-1].stderr
+    assert "".join(run.stdout for run in runs) == 3 * "started\n"
+    db = sqlite3.connect(tmp_path / "bank.db")
+    assert db.execute("SELECT cents FROM accounts").fetchall() == [(500,)]
+    db.close()
+
+
+@pytest.fixture
+def db() -> Iterator[sqlite3.Connection]:
+    db = sqlite3.connect(":memory:")
+    db.executescript(sql("idempotency.md"))
+    yield db
+    db.close()
+
+
+async def test_the_outbox_enqueues_what_was_committed_and_no_more(db: sqlite3.Connection) -> None:
+    outbox = module("idempotency.md", "outbox.py")
+    async with Harness() as repid:
+        with pytest.raises(RuntimeError), db:
+            outbox.enqueue_on_commit(db, "charge", {"order": 16})
+            raise RuntimeError
+        with db:
+            ids = [outbox.enqueue_on_commit(db, "charge", {"order": order}) for order in (17, 18)]
+        kept = db.execute("SELECT * FROM outbox").fetchall()
+        assert await outbox.relay(db, repid.connection) == 2
+        assert await outbox.relay(db, repid.connection) == 0
+        with db:  # as if it had died before it forgot them
+            db.executemany("INSERT INTO outbox VALUES (?, ?, ?, ?)", kept)
+        assert await outbox.relay(db, repid.connection) == 2
+        assert [(job.id_, job.args) for job in repid.enqueued()] == list(zip(ids, [{"order": 17}, {"order": 18}], strict=True))
+
+
+async def test_a_letter_is_sent_at_most_once(db: sqlite3.Connection) -> None:
+    sent: list[str] = []
+
+    async def send(text: str) -> None:
+        sent.append(text)
+        raise ConnectionError("nobody knows whether it went")
+
+    router: Router = module("idempotency.md", "letter.py").make(db, send)
+    async with Harness([router], raise_errors=False) as repid:
+        await Job("letter", args=["17", "hello"], retries=1).enqueue()
+        await repid.advance(timedelta(minutes=1))
+        assert repid.events.kinds()[-3:] == ["started", "failed", "dead"] or repid.events.kinds()[-2:] == ["started", "dead"]
+    assert sent == ["hello"]
+
+
+async def test_the_id_of_a_job_that_has_ended_is_free() -> None:
+    router = Router()
+
+    @router.actor
+    async def charge() -> None: ...
+
+    async with Harness([router]) as repid:
+        for _ in range(2):
+            await Job.of(charge, id_="17", on_duplicate="keep")().enqueue()
+            await repid.run_until_idle()
+        assert len(repid.events.of("succeeded")) == 2
