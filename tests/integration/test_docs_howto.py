@@ -18,7 +18,19 @@ from typing import Any
 
 import pytest
 
-from repid_core import Connection, DeathReason, InMemoryMessageBroker, Job, MessageCategory, Queue, Repid, Router, Worker
+from repid_core import (
+    INJECTED,
+    Connection,
+    DeathReason,
+    InMemoryMessageBroker,
+    Job,
+    MessageCategory,
+    MessageDependency,
+    Queue,
+    Repid,
+    Router,
+    Worker,
+)
 from repid_core.testing import Harness
 from tests.integration.test_docs import ROOT, blocks, files_of
 
@@ -53,6 +65,12 @@ def ended(command: list[str], folder: Path, **environ: str) -> subprocess.Comple
         check=False,
         stdin=subprocess.DEVNULL,
     )
+
+
+async def delayed(connection: Connection) -> dict[str, datetime | None]:
+    """When the messages of the default queue are due, by id."""
+    browsed = connection.message_broker.browse("default", MessageCategory.DELAYED)
+    return {item.envelope.key.id_: item.envelope.due async for item in browsed}
 
 
 # -- chain-jobs.md ---------------------------------------------------------------------------------------------------------
@@ -188,3 +206,123 @@ async def test_the_id_of_a_job_that_has_ended_is_free() -> None:
             await Job.of(charge, id_="17", on_duplicate="keep")().enqueue()
             await repid.run_until_idle()
         assert len(repid.events.of("succeeded")) == 2
+
+
+# -- schedules.md ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_tests_on_the_page_pass(tmp_path: Path) -> None:
+    for name in ("schedules.py", "test_schedules.py"):
+        (tmp_path / name).write_text(files_of(HOW_TO / "schedules.md")[name], "utf-8")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n", "utf-8")
+    done = ended(["-m", "pytest", "-q", "-p", "no:cacheprovider"], tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+
+
+async def test_what_is_no_longer_in_the_file_is_cancelled_and_what_is_new_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = module("schedules.md", "schedules.py")
+    async with Harness(start=datetime(2030, 1, 1, tzinfo=UTC)) as repid:
+        await Job("poll", id_="not.a.schedule", deferred_by=timedelta(hours=1)).enqueue()
+        await page.declare(repid.connection)
+        again = Job("poll", id_="schedule.poll", on_duplicate="replace", deferred_by=timedelta(hours=2), deferred_until=page.ANCHOR)
+        monkeypatch.setattr(page, "schedules", lambda: [again])
+        await page.declare(repid.connection)
+        assert await delayed(repid.connection) == {
+            "not.a.schedule": datetime(2030, 1, 1, 1, tzinfo=UTC),
+            "schedule.poll": datetime(2030, 1, 1, 2, tzinfo=UTC),
+        }
+
+
+async def test_a_schedule_that_runs_is_replaced_when_the_run_has_ended() -> None:
+    page = module("schedules.md", "schedules.py")
+    router, running, go_on = Router(), asyncio.Event(), asyncio.Event()
+
+    @router.actor
+    async def poll() -> None:
+        running.set()
+        await go_on.wait()
+
+    async with Repid(connection := Connection(InMemoryMessageBroker())).magic(auto_disconnect=True):
+        await Job("poll", id_="schedule.poll", deferred_by=timedelta(seconds=1)).enqueue()
+        working = asyncio.create_task(Worker([router], messages_limit=1, handle_signals=()).run())
+        await running.wait()
+        assert not await Job("poll", id_="schedule.poll").cancel()
+        declaring = asyncio.create_task(page.declare(connection))
+        await asyncio.sleep(0.1)
+        assert not declaring.done()
+        go_on.set()
+        await working
+        await declaring
+        browsed = [b async for b in connection.message_broker.browse("default", MessageCategory.DELAYED)]
+        assert {b.envelope.key.id_ for b in browsed} == {"schedule.poll", "schedule.digest"}
+        [poll_again] = [b.envelope for b in browsed if b.envelope.key.topic == "poll"]
+        assert poll_again.parameters.recurrence is not None
+        assert poll_again.parameters.recurrence.interval == timedelta(minutes=5)
+
+
+@pytest.mark.parametrize(("anchor", "runs"), [(None, 0), (datetime(2025, 1, 1, tzinfo=UTC), 6)])
+async def test_an_interval_without_anchor_begins_anew_with_each_declaration(anchor: datetime | None, runs: int) -> None:
+    router = Router()
+
+    @router.actor
+    async def hourly() -> None: ...
+
+    job = Job.of(hourly, id_="hourly", on_duplicate="replace", deferred_by=timedelta(hours=1), deferred_until=anchor)
+    async with Harness([router], start=datetime(2030, 1, 1, 0, 10, tzinfo=UTC)) as repid:
+        for _ in range(12):
+            await job().enqueue()
+            await repid.advance(timedelta(minutes=30))
+        assert len(repid.events.of("succeeded")) == runs
+
+
+async def test_a_recurring_job_leaves_out_a_run_that_expired_and_one_that_is_due_once_dies() -> None:
+    router = Router()
+
+    @router.actor
+    async def poll() -> None: ...
+
+    async with Harness([router], start=datetime(2030, 1, 1, tzinfo=UTC)) as repid:
+        now, hour = repid.clock.now(), timedelta(hours=1)
+        await Job("poll", deferred_by=hour, ttl=timedelta(minutes=30)).enqueue()
+        await Job("poll", deferred_until=now + hour, ttl=timedelta(minutes=30), id_="once").enqueue()
+        await repid.clock.advance(timedelta(minutes=100))
+        await repid.run_until_idle()
+        assert repid.events.of("started").kinds() == []
+        assert list((await delayed(repid.connection)).values()) == [now + 2 * hour]
+        assert (await Queue().stats()).dead == 1
+
+
+async def test_a_recurring_job_can_be_stopped_in_each_way_that_the_page_says() -> None:
+    router = Router()
+
+    @router.actor
+    async def poll(message: MessageDependency = INJECTED) -> str:
+        message.set_result("the last one")
+        message.ack()
+
+    async with Harness([router]) as repid:
+        daily = {"deferred_by": timedelta(days=1)}
+        await Job("poll", id_="poll", **daily).enqueue()  # type: ignore[arg-type]
+        assert await Job("poll", id_="poll").cancel()
+        await Job("poll", **daily).enqueue()  # type: ignore[arg-type]
+        async for message in Queue().get_messages(["poll"], MessageCategory.DELAYED):
+            await message.ack()
+            break
+        assert await delayed(repid.connection) == {}
+        job: Job[str] = Job("poll", **daily)  # type: ignore[arg-type]
+        await job.enqueue()
+        await repid.advance(timedelta(days=1))
+        assert await job.wait() == "the last one"
+        await repid.advance(timedelta(days=3))
+        assert len(repid.events.of("started")) == 1
+
+
+async def test_the_ticker_enqueues_elsewhere() -> None:
+    async with Connection(InMemoryMessageBroker()) as target:
+        router = module("schedules.md", "ticker.py").ticker(target)
+        async with Harness([router]) as repid:
+            job = Job("tick", "schedules", id_="schedule.digest", args=["digest", "mail"], deferred_by=timedelta(hours=1))
+            await job.enqueue()
+            await repid.advance(timedelta(hours=2))
+            assert (await target.message_broker.queue_stats("mail")).ready == 2
