@@ -6,7 +6,7 @@ import asyncio
 import importlib.util
 import json
 import os
-import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -24,6 +24,7 @@ from repid_core import (
     DeathReason,
     InMemoryMessageBroker,
     Job,
+    Limits,
     MessageCategory,
     MessageDependency,
     Queue,
@@ -33,6 +34,7 @@ from repid_core import (
 )
 from repid_core.testing import Harness
 from tests.integration.test_docs import ROOT, blocks, files_of
+from tests.integration.test_docs_facts import tables
 
 pytestmark = pytest.mark.examples
 
@@ -326,3 +328,134 @@ async def test_the_ticker_enqueues_elsewhere() -> None:
             await job.enqueue()
             await repid.advance(timedelta(hours=2))
             assert (await target.message_broker.queue_stats("mail")).ready == 2
+
+
+# -- dead-letters.md -------------------------------------------------------------------------------------------------------
+
+DEAD = "dead-letters.md"
+
+
+def test_the_reasons_are_those_of_the_code() -> None:
+    assert [row[0] for row in tables(f"how-to/{DEAD}")[0]] == ["failed", "expired", "invalid", "nacked", "poison"]
+    assert {row[0] for row in tables(f"how-to/{DEAD}")[0]} == {reason.value for reason in DeathReason}
+
+
+def test_the_dead_are_kept_as_long_as_the_page_says() -> None:
+    from repid_redis import RedisMessageBroker
+
+    settings = RedisMessageBroker().settings
+    kept = {row[0]: row[1] for row in tables(f"how-to/{DEAD}")[2]}
+    assert settings.dead_max_age is None
+    assert kept["Redis"] == f"{settings.dead_max_count:,} for each queue, the oldest go first; by age for ever"
+    assert Limits().max_deliveries == 5
+    assert "such deaths, 5 by default" in (HOW_TO / DEAD).read_text("utf-8")
+
+
+GREETINGS = """
+import asyncio, logging
+from repid_core import Connection, Job, Repid, Router, Worker
+from repid_sqlite import SqliteMessageBroker
+
+logging.disable()
+router = Router()
+app = Connection(SqliteMessageBroker("jobs.db"))
+
+@router.actor(queue="mail")
+async def greet(name: str) -> None:
+    raise ValueError(name)
+
+async def main():
+    async with Repid(app).magic(auto_disconnect=True):
+        await Job("greet", "mail", id_="1f0c7b2e-5d0a-4c57-9d0e-1d7d1f6f3a11", args=["Alex"]).enqueue()
+        await Job("greet", "mail").enqueue()
+        await Worker([router], messages_limit=2).run()
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def test_the_commands_of_the_page_do_what_it_says(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(GREETINGS, "utf-8")
+    (tmp_path / "repid.toml").write_text('[message_broker]\nurl = "sqlite://./jobs.db"\n', "utf-8")
+    assert ended(["app.py"], tmp_path).returncode == 0
+    said = {}
+    consoles = [block.code for block in blocks(HOW_TO / DEAD) if block.language == "console"]
+    for line in "".join(consoles).splitlines():
+        command = shlex.split(line.removeprefix("$ repid "))
+        done = ended(["-m", "repid_core", *command], tmp_path)
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        said[line] = done.stdout
+    shown = said["$ repid dead show --queue mail 1f0c7b2e-5d0a-4c57-9d0e-1d7d1f6f3a11"]
+    assert "ValueError: Alex" in shown
+    done = ended(["-m", "repid_core", "dead", "retry", "--queue", "mail", "--topic", "greet", "--json"], tmp_path)
+    assert json.loads(done.stdout)["retried"] == 2
+
+
+async def test_the_middleware_tells_of_deaths() -> None:
+    told: list[str] = []
+
+    async def tell(text: str) -> None:
+        told.append(text)
+
+    router = Router()
+
+    @router.actor
+    async def greet(message: MessageDependency = INJECTED) -> None:
+        message.nack("no")
+
+    async with Harness([router], raise_errors=False, middlewares=[module(DEAD, "alerts.py").Alerts(tell)]) as repid:
+        await Job("greet", id_="one").enqueue()
+        await Job("greet", id_="two", ttl=timedelta(minutes=1)).enqueue()
+        await repid.run_one()
+        await repid.clock.advance(timedelta(minutes=2))
+        await repid.run_until_idle()
+        assert (await Queue().stats()).dead == 2
+    assert told == ["greet one is dead: nacked"]
+
+
+async def redriven(job: Job[Any], router: Router, repid: Harness) -> None:
+    await job.enqueue()
+    await repid.advance(timedelta(hours=2))
+    assert (await Queue().stats()).dead == 1
+    async for message in Queue().get_messages(category=MessageCategory.DEAD):
+        await message.reschedule()
+        break
+
+
+async def test_a_redriven_job_begins_anew_and_a_recurring_one_at_its_next_time() -> None:
+    router = Router()
+
+    @router.actor
+    async def fragile() -> None:
+        raise OSError
+
+    @router.actor
+    async def refusing(message: MessageDependency = INJECTED) -> None:
+        message.nack("for good")
+
+    async with Harness([router], raise_errors=False, start=datetime(2030, 1, 1, tzinfo=UTC)) as repid:
+        await redriven(Job("fragile", retries=1, ttl=timedelta(hours=1)), router, repid)
+        await repid.advance(timedelta(hours=1))
+        assert repid.events.kinds("fragile").count("started") == 4
+        await Queue().flush()
+        await redriven(Job("refusing", deferred_by=timedelta(hours=1)), router, repid)
+        assert list((await delayed(repid.connection)).values()) == [datetime(2030, 1, 1, 6, tzinfo=UTC)]
+
+
+async def test_a_recurring_job_that_fails_does_not_die() -> None:
+    router = Router()
+
+    @router.actor
+    async def fragile() -> None:
+        raise OSError
+
+    async with Harness([router], raise_errors=False) as repid:
+        job = Job.of(fragile, deferred_by=timedelta(hours=1))()
+        await job.enqueue()
+        await repid.advance(timedelta(hours=3))
+        assert len(repid.events.of("started")) == 3
+        assert (await Queue().stats()).dead == 0
+        bucket = await job.result
+        assert bucket is not None
+        assert not bucket.success
