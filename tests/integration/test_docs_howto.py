@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import re
 import shlex
 import sqlite3
 import subprocess
@@ -17,14 +18,19 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from repid_core import (
     INJECTED,
+    BucketBroker,
+    Capability,
     Connection,
     DeathReason,
+    InMemoryBucketBroker,
     InMemoryMessageBroker,
     Job,
     Limits,
+    MessageBroker,
     MessageCategory,
     MessageDependency,
     Queue,
@@ -110,6 +116,29 @@ async def test_the_total_dies_without_a_part(report: ModuleType, how: str) -> No
             assert message.death is not None
             assert message.death.reason is DeathReason.NACKED
             assert message.death.error == "without report.0 there is no total"
+            break
+
+
+async def test_arguments_in_another_store_than_the_result_are_gone() -> None:
+    router = Router()
+
+    @router.actor
+    async def first() -> dict[str, str]:
+        return {"text": "hello"}
+
+    @router.actor
+    async def second(text: str) -> None: ...
+
+    connection = Connection(InMemoryMessageBroker(), InMemoryBucketBroker(), InMemoryBucketBroker())
+    async with Repid(connection).magic(auto_disconnect=True):
+        await Job("first", result_id="chain").enqueue()
+        await Worker([router], messages_limit=1, handle_signals=()).run()
+        await Job("second", args_id="chain").enqueue()
+        await Worker([router], messages_limit=1, handle_signals=()).run()
+        async for message in Queue().get_messages(category=MessageCategory.DEAD):
+            assert message.death is not None
+            assert message.death.reason is DeathReason.INVALID
+            assert "the arguments are gone" in (message.death.error or "")
             break
 
 
@@ -375,21 +404,27 @@ if __name__ == "__main__":
 """
 
 
-def test_the_commands_of_the_page_do_what_it_says(tmp_path: Path) -> None:
+def test_the_commands_of_the_page_do_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "app.py").write_text(GREETINGS, "utf-8")
     (tmp_path / "repid.toml").write_text('[message_broker]\nurl = "sqlite://./jobs.db"\n', "utf-8")
     assert ended(["app.py"], tmp_path).returncode == 0
+    monkeypatch.chdir(tmp_path)
     said = {}
     consoles = [block.code for block in blocks(HOW_TO / DEAD) if block.language == "console"]
     for line in "".join(consoles).splitlines():
-        command = shlex.split(line.removeprefix("$ repid "))
-        done = ended(["-m", "repid_core", *command], tmp_path)
-        assert done.returncode == 0, (line, done.stdout, done.stderr)
-        said[line] = done.stdout
+        said[line] = repid(*shlex.split(line.removeprefix("$ repid ")))
     shown = said["$ repid dead show --queue mail 1f0c7b2e-5d0a-4c57-9d0e-1d7d1f6f3a11"]
     assert "ValueError: Alex" in shown
-    done = ended(["-m", "repid_core", "dead", "retry", "--queue", "mail", "--topic", "greet", "--json"], tmp_path)
-    assert json.loads(done.stdout)["retried"] == 2
+    assert json.loads(repid("dead", "retry", "--queue", "mail", "--topic", "greet", "--json"))["retried"] == 2
+
+
+def repid(*command: str) -> str:
+    """What a command prints."""
+    from repid_core.cli import main  # noqa: PLC0415 — needs an extra
+
+    done = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert done.exit_code == 0, (command, done.output)
+    return done.stdout
 
 
 async def test_the_middleware_tells_of_deaths() -> None:
@@ -459,3 +494,101 @@ async def test_a_recurring_job_that_fails_does_not_die() -> None:
         bucket = await job.result
         assert bucket is not None
         assert not bucket.success
+
+
+# -- choose-a-broker.md, large-payloads.md ---------------------------------------------------------------------------------
+
+
+def message_brokers() -> dict[str, MessageBroker]:
+    from repid_rabbitmq import RabbitMessageBroker
+    from repid_redis import RedisMessageBroker
+    from repid_sqlite import SqliteMessageBroker
+
+    return {
+        "memory": InMemoryMessageBroker(),
+        "sqlite": SqliteMessageBroker("jobs.db"),
+        "redis": RedisMessageBroker(),
+        "rabbitmq": RabbitMessageBroker(),
+    }
+
+
+def bucket_brokers() -> dict[str, BucketBroker]:
+    from repid_redis import RedisBucketBroker
+    from repid_s3 import S3BucketBroker
+    from repid_sqlite import SqliteBucketBroker
+
+    return {
+        "memory": InMemoryBucketBroker(),
+        "sqlite": SqliteBucketBroker("jobs.db"),
+        "redis": RedisBucketBroker(),
+        "s3": S3BucketBroker("s3://bucket/"),
+    }
+
+
+def size(limits: Limits) -> str:
+    return "none" if limits.max_payload is None else f"{limits.max_payload >> 20} MiB"
+
+
+def test_the_capabilities_are_those_that_the_brokers_declare() -> None:
+    table = tables("how-to/choose-a-broker.md")[1]
+    brokers = message_brokers().values()
+    assert table == [[c.name, *("yes" if c in broker.capabilities else "no" for broker in brokers)] for c in Capability]
+
+
+def test_the_limits_are_those_that_the_brokers_declare() -> None:
+    table = tables("how-to/choose-a-broker.md")[2]
+    for name, *written in table:
+        limits = [broker.limits for broker in message_brokers().values()]
+        name = name.removesuffix("*")  # noqa: PLW2901
+        assert written == [size(limit) if name == "max_payload" else str(getattr(limit, name)) for limit in limits], name
+    fields = {"delay_step", "lease", "max_delay", "max_payload", "max_deliveries"}
+    assert {row[0].removesuffix("*") for row in table} == fields
+
+
+def test_the_sizes_are_those_that_the_brokers_declare() -> None:
+    [buckets] = [row[1:] for row in tables("how-to/choose-a-broker.md")[4] if row[0] == "max_payload"]
+    assert buckets == [size(broker.limits) for broker in bucket_brokers().values()]
+    messages = {name: size(broker.limits) for name, broker in message_brokers().items()}
+    stores = {name: size(broker.limits) for name, broker in bucket_brokers().items()}
+    table = tables("how-to/large-payloads.md")[1]
+    assert [row[:3] for row in table] == [
+        [name, messages.get(name, "–"), stores.get(name, "–")] for name in ("memory", "sqlite", "redis", "rabbitmq", "s3")
+    ]
+
+
+def test_the_settings_that_the_pages_name_have_the_defaults_that_they_say() -> None:
+    brokers, buckets = message_brokers(), bucket_brokers()
+    redis, s3 = (vars(buckets[name])["settings"] for name in ("redis", "s3"))
+    rabbit = vars(brokers["rabbitmq"])["settings"]
+    assert redis.compress_from == 8 << 10
+    assert (s3.poll_first, s3.poll_longest) == (timedelta(milliseconds=50), timedelta(seconds=2))
+    assert (rabbit.queue_type, rabbit.heartbeat) == ("classic", timedelta(minutes=1))
+    assert vars(brokers["redis"])["settings"].wait_replicas == 0
+    assert Connection(InMemoryMessageBroker()).args_bucket_threshold == 0
+
+
+def test_the_ratios_are_those_of_the_plugin_s_page() -> None:
+    page = (HOW_TO / "choose-a-broker.md").read_text("utf-8").replace("\n", " ")
+    measured = (ROOT / "plugins" / "repid-sqlite" / "README.md").read_text("utf-8")
+    for row in ("enqueue, one at a time", "`enqueue_many`, 100 each", "run, 100 at once"):
+        found = re.search(rf"^\| {re.escape(row)}.*\| ([\d.]+) \(([\d.]+)–([\d.]+)\) \|$", measured, re.MULTILINE)
+        assert found is not None
+        assert re.search(rf"{found[1]} times (as fast )?(as Redis )?\({found[2]} to {found[3]}\)", page), row
+
+
+async def test_a_reference_is_passed_on(tmp_path: Path) -> None:
+    page = module("large-payloads.md", "thumbnails.py")
+    stored: dict[str, bytes] = {}
+
+    class Store:
+        async def put(self, key: str, data: bytes) -> None:
+            stored[key] = data
+
+        async def get(self, key: str) -> bytes:
+            return stored[key]
+
+    (tmp_path / "cat.png").write_bytes(b"x" * 1000)
+    async with Harness([page.make(Store())]) as repid:
+        job = await page.upload(Store(), tmp_path / "cat.png")
+        await repid.run_until_idle()
+        assert stored[await job.wait()] == b"x" * 100
