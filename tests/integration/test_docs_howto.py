@@ -81,6 +81,46 @@ async def delayed(connection: Connection) -> dict[str, datetime | None]:
     return {item.envelope.key.id_: item.envelope.due async for item in browsed}
 
 
+CRASHING = """
+import asyncio, os, sys
+from application import router
+from repid_core import Connection, Repid, Worker
+from repid_sqlite import SqliteMessageBroker
+
+limit, dies = int(sys.argv[1]), sys.argv[2:]
+
+class Diary:
+    def before_actor_run(self, envelope):
+        print(envelope.key.topic, flush=True)
+
+    def before_ack(self, envelope):
+        if envelope.key.topic in dies:
+            os.kill(os.getpid(), 9)
+
+async def main():
+    async with Repid(Connection(SqliteMessageBroker("jobs.db"), middlewares=[Diary()])).magic(auto_disconnect=True):
+        await Worker([router], messages_limit=limit).run()
+
+asyncio.run(main())
+"""
+
+
+async def crashes(folder: Path, application: str, job: dict[str, Any], *workers: tuple[str, ...]) -> list[str]:
+    """What workers in processes of their own start, one after the other: (messages_limit, actors after which they die…)."""
+    from repid_sqlite import SqliteMessageBroker
+
+    (folder / "application.py").write_text(application, "utf-8")
+    (folder / "worker.py").write_text(CRASHING, "utf-8")
+    async with Connection(SqliteMessageBroker(folder / "jobs.db")) as connection:
+        await Job(**job, connection=connection).enqueue()
+    said = []
+    for limit, *dies in workers:
+        done = await asyncio.to_thread(ended, ["worker.py", limit, *dies], folder)
+        assert done.returncode == (-9 if dies else 0), done.stderr
+        said += done.stdout.split()
+    return said
+
+
 # -- chain-jobs.md ---------------------------------------------------------------------------------------------------------
 
 
@@ -119,6 +159,13 @@ async def test_the_total_dies_without_a_part(report: ModuleType, how: str) -> No
             break
 
 
+async def test_a_chain_goes_on_when_the_worker_dies_after_it_enqueued_the_next(tmp_path: Path) -> None:
+    [code] = [block.code for block in blocks(HOW_TO / "chain-jobs.md") if "async def resize" in block.code]
+    job = {"name": "resize", "id_": "cat", "args": ["cat.png"], "store_result": False}
+    started = await crashes(tmp_path, code.replace("asyncio.run(main())", ""), job, ("1", "resize"), ("2",))
+    assert sorted(started) == ["publish", "resize", "resize"]
+
+
 async def test_arguments_in_another_store_than_the_result_are_gone() -> None:
     router = Router()
 
@@ -144,43 +191,16 @@ async def test_arguments_in_another_store_than_the_result_are_gone() -> None:
 
 # -- idempotency.md --------------------------------------------------------------------------------------------------------
 
-CRASHING = """
-import asyncio, os, sys
-from bank import router
-from repid_core import Connection, Repid, Worker
-from repid_sqlite import SqliteMessageBroker
-
-class Diary:
-    def before_actor_run(self, **facts):
-        print("started", flush=True)
-
-    def before_ack(self, **facts):
-        if sys.argv[1:] == ["crash"]:
-            os.kill(os.getpid(), 9)
-
-async def main():
-    async with Repid(Connection(SqliteMessageBroker("jobs.db"), middlewares=[Diary()])).magic(auto_disconnect=True):
-        await Worker([router], messages_limit=1).run()
-
-asyncio.run(main())
-"""
-
 
 async def test_a_deposit_is_made_once_by_an_actor_that_runs_three_times(tmp_path: Path) -> None:
-    from repid_sqlite import SqliteMessageBroker
-
-    (tmp_path / "bank.py").write_text(files_of(HOW_TO / "idempotency.md")["bank.py"], "utf-8")
-    (tmp_path / "worker.py").write_text(CRASHING, "utf-8")
     with sqlite3.connect(tmp_path / "bank.db") as db:
         db.executescript(sql("idempotency.md"))
         db.execute("INSERT INTO accounts VALUES ('Kim', 0)")
     db.close()
-    async with Connection(SqliteMessageBroker(tmp_path / "jobs.db")) as connection:
-        args = {"key": "order-17.deposit", "account": "Kim", "cents": 500}
-        await Job("deposit", queue="bank", args=args, connection=connection).enqueue()
-    runs = [await asyncio.to_thread(ended, ["worker.py", *how], tmp_path) for how in (["crash"], ["crash"], [])]
-    assert [run.returncode for run in runs] == [-9, -9, 0], runs[-1].stderr
-    assert "".join(run.stdout for run in runs) == 3 * "started\n"
+    args = {"key": "order-17.deposit", "account": "Kim", "cents": 500}
+    bank = files_of(HOW_TO / "idempotency.md")["bank.py"]
+    job = {"name": "deposit", "queue": "bank", "args": args}
+    assert await crashes(tmp_path, bank, job, ("1", "deposit"), ("1", "deposit"), ("1",)) == 3 * ["deposit"]
     db = sqlite3.connect(tmp_path / "bank.db")
     assert db.execute("SELECT cents FROM accounts").fetchall() == [(500,)]
     db.close()
@@ -252,16 +272,21 @@ def test_the_tests_on_the_page_pass(tmp_path: Path) -> None:
 
 async def test_what_is_no_longer_in_the_file_is_cancelled_and_what_is_new_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
     page = module("schedules.md", "schedules.py")
-    async with Harness(start=datetime(2030, 1, 1, tzinfo=UTC)) as repid:
+    async with Harness(start=datetime(2030, 1, 1, 0, 2, tzinfo=UTC)) as repid:
         await Job("poll", id_="not.a.schedule", deferred_by=timedelta(hours=1)).enqueue()
         await page.declare(repid.connection)
+        assert await delayed(repid.connection) == {
+            "not.a.schedule": datetime(2030, 1, 1, 1, 2, tzinfo=UTC),
+            "schedule.poll": datetime(2030, 1, 1, 0, 5, tzinfo=UTC),
+            "schedule.digest": datetime(2030, 1, 1, 7, 30, tzinfo=UTC),  # 8:30 in Berlin, in winter
+        }
         again = Job(
             "poll", id_="schedule.poll", on_duplicate="replace", deferred_by=timedelta(hours=2), deferred_until=page.ANCHOR
         )
         monkeypatch.setattr(page, "schedules", lambda: [again])
         await page.declare(repid.connection)
         assert await delayed(repid.connection) == {
-            "not.a.schedule": datetime(2030, 1, 1, 1, tzinfo=UTC),
+            "not.a.schedule": datetime(2030, 1, 1, 1, 2, tzinfo=UTC),
             "schedule.poll": datetime(2030, 1, 1, 2, tzinfo=UTC),
         }
 
