@@ -19,6 +19,7 @@ nox.options.sessions = ["lint", "types", "tests", "plugins", "build"]  # the exa
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = "cli,cron,testing"
 CODE = ("repid_core", "tests/conformance", "tests/typing", "examples", "benchmarks", "noxfile.py")
+OWN_SUITES = tuple(f"tests/conformance/test_{name}.py" for name in ("memory", "json", "cattrs"))
 PLUGINS = sorted(path.parent for path in Path("plugins").glob("*/pyproject.toml"))
 # In CI, where servers and machine are shared, a test that fails is run once more; the summary names it as RERUN, so that somebody
 # looks.
@@ -81,19 +82,29 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def plugins(session: nox.Session) -> None:
-    """The plugins' tests, with the servers that they find or start; of one: `nox -s plugins -- repid-redis -k retry`."""
+    """The plugins' tests, with the servers that they find or start; of one: `nox -s plugins -- repid-redis -k retry`.
+
+    What the conformance suites find is compared with `docs/reference/compatibility.md`.
+    """
     chosen = [plugin for plugin in PLUGINS if plugin.name in session.posargs] or PLUGINS
     words = [word for word in session.posargs if Path("plugins", word) not in PLUGINS]
     session.install("-e", f".[{EXTRAS}]", *editable(), RERUNS)
-    failed = [plugin.name for plugin in chosen if not tested(session, plugin, words)]
+    reports = session.cache_dir.resolve() / "conformance"
+    shutil.rmtree(reports, ignore_errors=True)
+    failed = [plugin.name for plugin in chosen if not tested(session, plugin, words, reports)]
+    if not words:  # else not all of it was run
+        session.run("pytest", *OWN_SUITES, f"--conformance-report={reports / 'repid-core.json'}", *ONCE_MORE)
+        written = [str(path) for path in sorted(reports.glob("*.json")) if path.stem not in failed]
+        session.run("python", "-m", "tests.conformance.matrix", "--check", *written)
     if failed:
         session.error(f"failed: {', '.join(failed)}")
 
 
-def tested(session: nox.Session, plugin: Path, words: list[str]) -> bool:
+def tested(session: nox.Session, plugin: Path, words: list[str], reports: Path) -> bool:
     """Run a plugin's tests; whether they passed. A failure does not keep others from running."""
     faults, nothing_chosen = plugin / "tests" / "faults", [0, 5] if words else [0]
-    runs = [[str(plugin), f"--ignore={faults}", "-n", str(WORKERS)]]
+    report = f"--conformance-report={reports / plugin.name}.json"
+    runs = [[str(plugin), f"--ignore={faults}", "-n", str(WORKERS), report]]
     if faults.exists():  # apart: they keep the machine busy, and conformance has times to keep
         runs.append([str(faults), "-n", "2"])
     passed = True
@@ -108,7 +119,7 @@ def tested(session: nox.Session, plugin: Path, words: list[str]) -> bool:
 @nox.session
 def examples(session: nox.Session) -> None:
     """Examples and documented snippets, run as they are written, and the benchmarks with few jobs."""
-    session.install("-e", f".[{EXTRAS}]", *editable(), *needs("test"))
+    session.install("-e", f".[{EXTRAS}]", *editable(), *needs("test", "migrate"))
     session.run("pytest", "-m", "examples", *session.posargs)
 
 
@@ -122,7 +133,8 @@ def build(session: nox.Session) -> None:
     place = Path(session.create_tmp()).resolve()
     shutil.rmtree(place)
     place.mkdir()
-    session.install(*needs("build", "test"), RERUNS, *(word for plugin in PLUGINS for word in needs("test", of=plugin)))
+    of_plugins = [word for plugin in PLUGINS for word in needs("test", of=plugin)]
+    session.install(*needs("build", "test", "migrate"), RERUNS, *of_plugins)
     for source in (Path(), *PLUGINS):
         session.run("python", "-m", "build", "--outdir", str(place / "dist"), str(source), silent=True)
         copy(source, place / source)

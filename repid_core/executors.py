@@ -58,8 +58,13 @@ class Executors:
             if number is not None and (type(number) is not int or number < 1):
                 raise UsageError(f"{what}={number!r}: give a whole number, 1 or more")
         cores = os.cpu_count() or 1
-        self._threads = _Pool(threads or min(32, cores + 4), "repid thread")
-        self._processes = _Pool(processes or cores, "repid process")
+        threads, processes = threads or min(32, cores + 4), processes or cores
+        self._threads, self._processes = _Pool(threads, "repid thread"), _Pool(processes, "repid process")
+        self._places = asyncio.Semaphore(threads), asyncio.Semaphore(processes)
+
+    def places(self, in_process: bool) -> asyncio.Semaphore:
+        """One for each thread or process, for who wants to know when it is free; calls do without."""
+        return self._places[in_process]
 
     async def run_in_thread(self, fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Call `fn(*args, **kwargs)` in a thread, which sees the caller's context variables.

@@ -54,6 +54,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _TEXT = 8192  # characters of an error that travel; brokers put them into headers
+_LINE = 1000  # characters of an error in the log, which may quote what a stranger has sent
 _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(milliseconds=100), timedelta(seconds=5)
 
 
@@ -195,7 +196,7 @@ class Run:
         try:
             self.envelope = envelope = delivery.envelope
         except CodecError as error:
-            logger.error("a message cannot be decoded: %s", error, extra={"ended": "invalid"})  # noqa: TRY400 — it says all
+            logger.error("a message cannot be decoded: %s", _said(error), extra={"ended": "invalid"})  # noqa: TRY400 — it says all
             return Verdict(Ended.INVALID, self._death(DeathReason.INVALID, 0, error), error=error)
         route = processor.routes.get(envelope.key.topic)
         if route is None or self.stopped:
@@ -230,6 +231,24 @@ class Run:
         return await self._actor(started)
 
     async def _actor(self, started: int) -> Verdict:
+        """Run the actor; a synchronous one once a thread or a process is free for it, so that its timeout does not run before."""
+        actor = self._route.actor
+        if actor.is_async:
+            return await self._timed(started)
+        places = self.processor.executors.places(actor.run_in_process)
+        self._interruptible = True
+        try:
+            await places.acquire()
+        except asyncio.CancelledError as error:
+            return self._broken_off(error, started)
+        finally:
+            self._interruptible = False
+        try:
+            return await self._timed(self.processor.clock.time_ns())
+        finally:
+            places.release()
+
+    async def _timed(self, started: int) -> Verdict:
         """Run the actor inside its timeout, and judge how it ended."""
         processor, envelope = self.processor, self.envelope
         timeouts, limit, expire = processor.timeouts, envelope.parameters.timeout.total_seconds(), self._expire
@@ -339,7 +358,7 @@ class Run:
             attempts = self.envelope.parameters.tried + (ended is Ended.FAILED)
             settlement = self._death(reason, attempts, error)
         if ended is not Ended.FAILED:
-            logger.warning("%s is %s: %s", self.envelope.key.topic, ended.value, _unsaid(error), extra=_who(self.envelope))
+            logger.warning("%s is %s: %s", self.envelope.key.topic, ended.value, _said(error), extra=_who(self.envelope))
         return Verdict(ended, settlement, outcome, error=error)
 
     def _again(self) -> Settlement | None:
@@ -352,7 +371,7 @@ class Run:
             again = rescheduled(self.envelope, next_due(recurrence, max(now, self.envelope.due or now)), now)
             self.processor.connection.check_envelope(again)
         except (ValueError, RepidError) as error:  # no such time, or too far; or this worker lacks cronsim or time zones
-            logger.error("%s comes no more: %s", self.envelope.key.topic, error, extra=_who(self.envelope))  # noqa: TRY400
+            logger.error("%s comes no more: %s", self.envelope.key.topic, _said(error), extra=_who(self.envelope))  # noqa: TRY400
             return self._death(DeathReason.INVALID, self.envelope.parameters.tried, error)
         return Settlement("requeue", again)
 
@@ -435,11 +454,12 @@ def _text(error: BaseException) -> str:
     return "".join(traceback.format_exception(type(error), error, tb))[-_TEXT:]
 
 
-def _unsaid(error: Exception) -> str:
+def _said(error: Exception) -> str:
     """An error for the log, which is no place for arguments: those that do not fit are named, and the death has the rest."""
-    if not isinstance(error, ConversionError):
-        return str(error)
-    return f"what does not fit is {', '.join(problem.partition(':')[0] for problem in error.problems)}"
+    text = str(error)
+    if isinstance(error, ConversionError):
+        text = f"what does not fit is {', '.join(problem.partition(':')[0] for problem in error.problems)}"
+    return text if len(text) <= _LINE else f"{text[:_LINE]}…"
 
 
 def _who(envelope: Envelope, attempt: int | None = None) -> dict[str, Any]:

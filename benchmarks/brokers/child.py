@@ -29,7 +29,8 @@ from benchmarks.brokers.actors import REPORT, tally
 from benchmarks.brokers.peer import IN_FLIGHT, Peer, UnsupportedError
 from benchmarks.brokers.server import LOOKING, Sight, look
 
-BATCH = 100  # jobs in a bulk call
+BATCHES = {"bulk": 100, "many": 10_000}  # jobs in a bulk call
+PRODUCERS = {"seq": 1, "conc": IN_FLIGHT, "delayed": IN_FLIGHT}  # at once, on one loop
 TRAILING = 0.3  # seconds that a worker gets to acknowledge what has ended
 SETTLING = 2.0  # seconds after which an idle worker is idle
 PATIENCE = 30.0  # seconds until the first job must have come
@@ -56,15 +57,16 @@ class Measure:
     # -- producers ---------------------------------------------------------------------------------------------------------
 
     async def produce(self, mode: str) -> Figures:
-        """Enqueue jobs one after another, from many producers on one loop, or with bulk calls."""
+        """Enqueue jobs one after another, from many producers on one loop, for later, or with bulk calls."""
         options, peer = self.options, self.peer()
-        if mode == "conc" and not peer.many_producers:
+        if PRODUCERS.get(mode, 1) > 1 and not peer.many_producers:
             raise UnsupportedError
+        enqueue = peer.enqueue_delayed if mode == "delayed" else peer.enqueue
         before = look(options.url)
         await peer.open()
-        if mode != "bulk":
-            await peer.enqueue(options.actor, 0, self.data)  # connects; it counts, but is not timed
-        counter = iter(range(0 if mode == "bulk" else 1, options.jobs))
+        if mode not in BATCHES:
+            await enqueue(options.actor, 0, self.data)  # connects; it counts, but is not timed
+        counter = iter(range(0 if mode in BATCHES else 1, options.jobs))
         gc.collect()
         began, used, seen = time.perf_counter(), time.process_time(), look(options.url)
         end = began + options.seconds
@@ -72,23 +74,23 @@ class Measure:
         async def one_by_one() -> int:
             enqueued = 0
             for i in counter:
-                await peer.enqueue(options.actor, i, self.data)
+                await enqueue(options.actor, i, self.data)
                 enqueued += 1
                 if time.perf_counter() > end:
                     break
             return enqueued
 
-        if mode == "bulk":
+        if mode in BATCHES:
             jobs = 0
-            while (batch := [(i, self.data) for i in islice(counter, BATCH)]) and time.perf_counter() < end:
+            while (batch := [(i, self.data) for i in islice(counter, BATCHES[mode])]) and time.perf_counter() < end:
                 await peer.enqueue_all(options.actor, batch)
                 jobs += len(batch)
         else:
-            jobs = sum(await asyncio.gather(*(one_by_one() for _ in range(IN_FLIGHT if mode == "conc" else 1))))
+            jobs = sum(await asyncio.gather(*(one_by_one() for _ in range(PRODUCERS[mode]))))
         took, used = time.perf_counter() - began, time.process_time() - used
         after = look(options.url)
         await peer.close()
-        figures = {"jobs": jobs + (mode != "bulk"), "per_second": jobs / took, "cpu_us": used / jobs * 1e6}
+        figures = {"jobs": jobs + (mode not in BATCHES), "per_second": jobs / took, "cpu_us": used / jobs * 1e6}
         if seen is not None and after is not None:
             figures["server_us"] = (after.cpu - seen.cpu) / jobs * 1e6
         await asyncio.sleep(0.1)  # the server frees what it kept for the connections
@@ -237,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peer", metavar="MODULE:CLASS")
-    parser.add_argument("measure", choices=["seq", "conc", "bulk", "consume", "latency", "roundtrip", "idle", "work"])
+    parser.add_argument("measure", choices=[*PRODUCERS, *BATCHES, "consume", "latency", "roundtrip", "idle", "work"])
     parser.add_argument("--url", required=True)
     parser.add_argument("--queue", required=True)
     parser.add_argument("--jobs", type=int, default=1000)
@@ -251,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     module, _, name = options.peer.partition(":")
     measure = Measure(options, getattr(importlib.import_module(module), name))
     name = options.measure
-    step = measure.produce(name) if name in {"seq", "conc", "bulk"} else getattr(measure, name)()
+    step = measure.produce(name) if name in {*PRODUCERS, *BATCHES} else getattr(measure, name)()
     try:
         figures = _run(step)
     except UnsupportedError:

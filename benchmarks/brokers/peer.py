@@ -44,6 +44,10 @@ class Peer(ABC):
     async def enqueue(self, actor: str, i: int, data: str) -> Any:
         """Enqueue a job; what `result` is to have."""
 
+    async def enqueue_delayed(self, actor: str, i: int, data: str) -> None:
+        """Enqueue a job for some other hour."""
+        raise UnsupportedError
+
     async def enqueue_all(self, actor: str, jobs: Sequence[tuple[int, str]]) -> None:
         """Enqueue many jobs with one call."""
         raise UnsupportedError

@@ -33,6 +33,8 @@ LINES = (
     Line("enqueue, one after another, jobs/s", [("seq", "per_second")]),
     Line("enqueue, 100 producers, jobs/s", [("conc", "per_second")]),
     Line("enqueue, 100 in a call, jobs/s", [("bulk", "per_second")]),
+    Line("enqueue, 10,000 in a call, jobs/s", [("many", "per_second")]),
+    Line("enqueue for later, 100 producers, jobs/s", [("delayed", "per_second")]),
     Line("run, one at a time, jobs/s", [("c1", "per_second")]),
     Line("run, 100 at once, jobs/s", [("c100", "per_second")]),
     Line("run, 1000 at once, jobs/s", [("c1000", "per_second")]),

@@ -20,7 +20,7 @@ Outcome = tuple[Mapping[str, float], str]  # figures, and what went wrong
 ROOT = Path(__file__).parents[2]
 TIME_LIMIT = 120  # seconds for one measurement
 QUEUES = {"seq": 1, "conc": 100, "bulk": 1000}  # who fills a queue, and how many jobs at once are run of it
-MEASURES = ("seq", "c1", "conc", "c100", "bulk", "c1000", "latency", "roundtrip", "sleeper", "idle")
+MEASURES = ("seq", "c1", "conc", "c100", "bulk", "c1000", "many", "delayed", "latency", "roundtrip", "sleeper", "idle")
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ class Rounds:
             if {mode, f"c{concurrency}"}.intersection(self._only):
                 yield partial(self._through, mode, concurrency)
         for measure, step in (
+            ("many", partial(self._call, "many")),
+            ("delayed", partial(self._call, "delayed")),
             ("latency", partial(self._call, "latency", jobs=self._latencies)),
             ("roundtrip", partial(self._call, "roundtrip")),
             ("sleeper", self._sleeper),

@@ -15,7 +15,7 @@ from cattrs.fns import identity
 
 from repid_core.abc import Converter
 from repid_core.cattrs_converter.hooks import Hook, as_is, forms_of, hook_of, list_of, structurer
-from repid_core.cattrs_converter.problems import Problem, below, conversion_error, name_of, shown
+from repid_core.cattrs_converter.problems import MOST, Problem, below, conversion_error, name_of, shown
 from repid_core.errors import InvalidActorError
 from repid_core.hookspecs import Backend, hookimpl
 
@@ -197,7 +197,8 @@ class CattrsConverter(Converter):
         if taken < len(args):
             remedy = f"; a list as its value goes as {{{self._only.name!r}: […]}}" if self._only else ""
             problems.append(("", f"{len(args)} arguments by position: {self._takes()}{remedy}"))
-        problems += [("", f"unknown argument {key!r}: {self._takes(key)}") for key in left]
+        for number, key in enumerate(left):  # of which a stranger may have sent many, and a suggestion takes time
+            problems.append(("", f"unknown argument {key!r}: {self._takes(key if number < MOST else '')}"))
         return bound
 
     def _convert(self, bound: Mapping[str, Any], problems: list[Problem]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -224,9 +225,9 @@ class CattrsConverter(Converter):
                 kwargs[name] = take(name, bound[name], hook)
         return tuple(args), kwargs
 
-    def _takes(self, wrong: object = None) -> str:
+    def _takes(self, wrong: object = "") -> str:
         names = [parameter.name for parameter in self._parameters]
-        close = get_close_matches(str(wrong), names, 1)
+        close = get_close_matches(str(wrong)[:128], names, 1)  # no name is longer
         return f"the actor takes {', '.join(names) or 'none'}" + (f"; did you mean {close[0]!r}?" if close else "")
 
 

@@ -17,7 +17,7 @@ from repid_core.errors import ConversionError
 Problem = tuple[str, str]  # the path, and what is wrong there
 
 UNIONS = frozenset({typing.Union, types.UnionType})
-_MOST = 100
+MOST = 100
 
 
 class Invalid(ValueError):  # noqa: N818 — it carries problems, and never leaves the converter
@@ -82,7 +82,7 @@ def below(path: str, error: Exception) -> list[Problem]:
 
 def conversion_error(problems: Sequence[Problem]) -> ConversionError:
     """All problems as one error."""
-    texts = [f"{path}: {text}" if path else text for path, text in problems[:_MOST]]
+    texts = [f"{path}: {text}" if path else text for path, text in problems[:MOST]]
     return ConversionError(texts + [f"and {len(problems) - len(texts)} more"] * (len(problems) > len(texts)))
 
 

@@ -38,6 +38,7 @@ class Plan:
     config: Path | None
     queues: tuple[str, ...]
     concurrency: int | None
+    threads: int | None
     grace: float | None
     loop: str
     log_format: logs.LogFormat
@@ -46,7 +47,8 @@ class Plan:
     def arguments(self) -> list[str]:
         """The same as a command line, for the workers of a supervisor."""
         words = ["worker", *self.targets, "--loop", self.loop, "--log-format", self.log_format, "--log-level", self.log_level]
-        for name, value in (("app", self.app), ("config", self.config), ("concurrency", self.concurrency), ("grace", self.grace)):
+        for name in ("app", "config", "concurrency", "threads", "grace"):
+            value = getattr(self, name)
             words += [] if value is None else [f"--{name}", str(value)]
         return [*words, *(word for queue in self.queues for word in ("--queue", queue))]
 
@@ -67,6 +69,9 @@ class Plan:
 @click.option("--processes", "-p", type=click.IntRange(1), help="As many worker processes, restarted when they crash.")
 @click.option(
     "--concurrency", "-c", type=click.IntRange(1), help="The most jobs at once in a process.  [default: the worker's, 1000]"
+)
+@click.option(
+    "--threads", type=click.IntRange(1), help="The most actors that are plain functions at once.  [default: the worker's]"
 )
 @click.option("--queue", "-q", "queues", type=QUEUE, multiple=True, help="Serve only this queue; may be given several times.")
 @click.option(
@@ -138,6 +143,8 @@ def assembled(plan: Plan) -> tuple[Worker, Connection]:
     made = _worker(routers)
     if plan.concurrency is not None:
         made.tasks_limit = plan.concurrency
+    if plan.threads is not None:
+        made.threads = plan.threads
     if plan.grace is not None:
         made.graceful_shutdown_time = plan.grace
     if plan.queues:

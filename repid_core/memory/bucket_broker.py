@@ -19,8 +19,8 @@ class InMemoryBucketBrokerSettings:
     """Settings of the in-memory bucket broker.
 
     Attributes:
-        use_result_bucket: Accepted, and without effect: every bucket broker takes arguments and results.
-        max_payload: The largest bucket in bytes; None for no limit.
+        use_result_bucket: Accepted, and without effect: every bucket broker takes arguments and results. Default: False.
+        max_payload: The largest bucket in bytes; larger ones raise `PayloadTooLargeError`. Default: None, for no limit.
     """
 
     use_result_bucket: bool = False

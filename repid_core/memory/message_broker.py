@@ -21,10 +21,10 @@ class InMemoryMessageBrokerSettings:
     """Settings of the in-memory message broker.
 
     Attributes:
-        lease: How long after a consumer's end without `close` others get what it held.
+        lease: How long after a consumer's end without `close` others get what it held. Default: 15 s.
         max_deliveries: How many workers a message may kill before it goes to DEAD; at least 2, as the first death may be
-            another message's fault.
-        max_payload: The largest payload in bytes; None for no limit.
+            another message's fault. Default: 5.
+        max_payload: The largest payload in bytes; larger ones raise `PayloadTooLargeError`. Default: None, for no limit.
     """
 
     lease: timedelta = field(default=timedelta(seconds=15), validator=validators.gt(timedelta(0)))

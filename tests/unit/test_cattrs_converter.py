@@ -455,3 +455,23 @@ def test_the_hot_path_is_short() -> None:
     data = {"i": 1, "data": "x"}
     assert min(timeit.repeat(lambda: converter.convert_inputs(data), number=1000, repeat=10)) / 1000 < 10e-6
     assert min(timeit.repeat(lambda: converter.convert_outputs(1), number=1000, repeat=10)) / 1000 < 3e-6
+
+
+def test_suggestions_are_few_however_many_arguments_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's message must not keep the event loop busy for seconds."""
+
+    async def act(name: str) -> None: ...
+
+    asked: list[str] = []
+
+    def suggest(word: str, *_: object) -> list[str]:
+        asked.append(word)
+        return []
+
+    monkeypatch.setattr("repid_core.cattrs_converter.get_close_matches", suggest)
+    given = {"name": "Alex", "k" * 1_000_000: 1, **{f"k{number}": 1 for number in range(10_000)}}
+    with pytest.raises(ConversionError) as raised:
+        CattrsConverter(act).convert_inputs(given)
+    assert raised.value.problems[-1] == "and 9901 more"
+    assert sum(map(bool, asked)) == 100
+    assert max(map(len, asked)) == 128

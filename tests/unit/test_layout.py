@@ -130,7 +130,7 @@ def test_core_stays_small() -> None:
     sizes = {True: 0, False: 0}
     for path in CORE:
         sizes[room_of(name_of(path)) in BUILT_IN] += lines_of_code(path)
-    assert sizes[False] < 4_600
+    assert sizes[False] < 4_700
     assert sizes[True] < 1_450
 
 

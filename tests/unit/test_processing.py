@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import threading
@@ -127,6 +128,18 @@ class TestSuccess:
 
 
 class TestFailure:
+    async def test_the_log_quotes_no_more_than_a_line_of_what_a_stranger_has_sent(self, connection, router, work, caplog):
+        @router.actor
+        async def act() -> None: ...
+
+        for changes in ({"content_type": "x" * 100_000}, {"payload": b'{"%b": 1}' % (b"x" * 100_000)}):
+            message = Envelope(RoutingKey("m", "act"), Parameters(connection.clock.now()), **{"payload": b"{}", **changes})
+            await connection.message_broker.enqueue(message)
+            assert (await work(router)).invalid == 1
+        lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        assert len(lines) == 2
+        assert all(line.endswith("…") and len(line) < 1100 for line in lines)
+
     async def test_a_failed_attempt_comes_again_after_the_policys_delay_and_stores_nothing(self, clock, router, running):
         """W2"""
         attempts: list[datetime] = []
@@ -338,6 +351,56 @@ class TestTimeout:
         bucket = await job.result
         assert bucket is not None
         assert bucket.exception == "TimeoutError"
+
+    async def test_to_wait_for_a_thread_is_not_to_run(self, router, running):
+        """W4"""
+        release, started = threading.Event(), threading.Event()
+
+        @router.actor
+        def first() -> None:
+            started.set()
+            release.wait(10)
+
+        @router.actor
+        def second() -> str:
+            return "in time"
+
+        await Job("first").enqueue()
+        async with running(router, threads=1):
+            while not started.is_set():
+                await asyncio.sleep(0.001)
+            job = Job("second", timeout=timedelta(milliseconds=500))
+            await job.enqueue()
+            await asyncio.sleep(0.7)  # longer than the timeout
+            release.set()
+            assert await job.wait(timeout=10) == "in time"
+            bucket = await job.result
+        assert bucket is not None
+        assert bucket.duration < timedelta(milliseconds=500)
+
+    async def test_who_waits_for_a_thread_is_given_back(self, router, running):
+        """W5"""
+        release, started = threading.Event(), threading.Event()
+
+        @router.actor(queue="first")
+        def first() -> None:
+            started.set()
+            release.wait(10)
+
+        @router.actor(queue="second")
+        def second() -> None: ...
+
+        await Job("first", queue="first").enqueue()
+        async with running(router, threads=1, graceful_shutdown_time=0) as worker:
+            while not started.is_set():
+                await asyncio.sleep(0.001)
+            await Job("second", queue="second").enqueue()
+            while not (await Queue("second").stats()).in_progress:
+                await asyncio.sleep(0.001)
+            worker.stop()
+            while not (await Queue("second").stats()).ready:
+                await asyncio.sleep(0.001)
+            release.set()
 
     async def test_a_thread_is_left_to_end_and_its_job_settled_then(self, router, running):
         """W4"""

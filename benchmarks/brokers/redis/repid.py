@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from benchmarks.brokers import peer
@@ -32,6 +33,10 @@ class Repid(peer.Peer):
         job = self.job(actor, i, data)
         await job.enqueue()
         return job
+
+    async def enqueue_delayed(self, actor: str, i: int, data: str) -> None:
+        due = datetime.now(UTC) + timedelta(hours=1)
+        await Job(actor, queue=self.queue, args={"i": i, "data": data}, deferred_until=due, connection=self.producer).enqueue()
 
     async def enqueue_all(self, actor: str, jobs: Sequence[tuple[int, str]]) -> None:
         await self.producer.enqueue_many([self.job(actor, i, data) for i, data in jobs])

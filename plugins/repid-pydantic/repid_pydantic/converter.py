@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 from repid_core.abc import Converter
 from repid_core.errors import ConversionError
 from repid_pydantic.hints import Argument, arguments_of, as_json, model_of, resolve, takes_mappings
-from repid_pydantic.problems import conversion_error, path_of, problems_of, trouble
+from repid_pydantic.problems import MOST, conversion_error, path_of, problems_of, trouble
 
 _MASKED = '"**********"'  # what pydantic writes for SecretStr and its like
 
@@ -163,7 +163,8 @@ class PydanticConverter(Converter):
         if self._rest:
             values[self._rest.field] = left
         else:
-            problems += [f"unknown argument {key!r}: {self._takes(key)}" for key in left]
+            for number, wrong in enumerate(left):  # of which a stranger may have sent many, and a suggestion takes time
+                problems.append(f"unknown argument {wrong!r}: {self._takes(wrong if number < MOST else '')}")
         return values
 
     def _take(self, argument: Argument, found: Any, values: dict[str, Any], problems: list[str]) -> None:
@@ -176,9 +177,9 @@ class PydanticConverter(Converter):
         aliases = [path_of("", key.path) for key in argument.keys[1:]]
         return f" (also known as {', '.join(aliases)})" if aliases else ""
 
-    def _takes(self, wrong: object = None) -> str:
+    def _takes(self, wrong: object = "") -> str:
         names = [str(key.path[0]) for argument in self._arguments for key in argument.keys]
-        close = get_close_matches(str(wrong), names, 1)
+        close = get_close_matches(str(wrong)[:128], names, 1)  # no name is longer
         taken = ", ".join(argument.name + self._aliases(argument) for argument in self._arguments)
         return f"the actor takes {taken or 'none'}" + (f"; did you mean {close[0]!r}?" if close else "")
 

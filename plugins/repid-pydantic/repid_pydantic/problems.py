@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from repid_core.errors import ConversionError
 
-_MOST = 100
+MOST = 100
 
 
 def path_of(head: str, rest: Sequence[int | str]) -> str:
@@ -33,8 +33,8 @@ def problems_of(error: ValidationError, head: Callable[[str], str]) -> list[str]
 
 def conversion_error(problems: Sequence[str]) -> ConversionError:
     """All problems as one error."""
-    more = [f"and {len(problems) - _MOST} more"] if len(problems) > _MOST else []
-    return ConversionError([*problems[:_MOST], *more])
+    more = [f"and {len(problems) - MOST} more"] if len(problems) > MOST else []
+    return ConversionError([*problems[:MOST], *more])
 
 
 def trouble(error: Exception) -> str:

@@ -145,3 +145,23 @@ def test_what_job_of_writes_goes_by_names_and_is_read() -> None:
     data = converter.dump_inputs((user,), {})
     assert data == {"user": {"name": "A", "password": "long enough"}}
     assert converter.convert_inputs(data) == ((user,), {})
+
+
+def test_suggestions_are_few_however_many_arguments_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's message must not keep the event loop busy for seconds."""
+
+    async def act(name: str) -> None: ...
+
+    asked: list[str] = []
+
+    def suggest(word: str, *_: object) -> list[str]:
+        asked.append(word)
+        return []
+
+    monkeypatch.setattr("repid_pydantic.converter.get_close_matches", suggest)
+    given = {"name": "Alex", "k" * 1_000_000: 1, **{f"k{number}": 1 for number in range(10_000)}}
+    with pytest.raises(ConversionError) as raised:
+        PydanticConverter(act).convert_inputs(given)
+    assert raised.value.problems[-1] == "and 9901 more"
+    assert sum(map(bool, asked)) == 100
+    assert max(map(len, asked)) == 128

@@ -62,6 +62,16 @@ def greets(host: str, port: int) -> bool:
         return link.recv(1) == b"\x01"
 
 
+def named(host: str, port: int) -> str:
+    """What a server is, with its version, as it says in its first frame."""
+    with socket.create_connection((host, port), 10) as link:
+        link.sendall(_GREETING)
+        said = link.recv(4096)
+    product = said.partition(b"\x07productS")[2]
+    version = said.partition(b"\x07versionS")[2]
+    return " ".join(text[4 : 4 + int.from_bytes(text[:4], "big")].decode() for text in (product, version))
+
+
 def _die_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)

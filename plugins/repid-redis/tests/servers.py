@@ -71,6 +71,13 @@ def eventually(true: Callable[[], Any], what: str, patience: float = _PATIENCE) 
         time.sleep(0.02)
 
 
+def named(url: str) -> str:
+    """What a server is, with its version."""
+    with redis.Redis.from_url(url) as client:
+        about: dict[str, Any] = client.info("server")
+    return f"Valkey {about['valkey_version']}" if "valkey_version" in about else f"Redis {about['redis_version']}"
+
+
 def _die_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)

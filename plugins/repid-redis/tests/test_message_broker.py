@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 import pytest
+import redis
 
 from repid_core import Connection, Job, Router, Worker
 from repid_core.data import Death, DeathReason, MessageCategory
@@ -64,6 +65,27 @@ class TestTheDead:
             await bury(broker, connection, "one")
             await bury(broker, connection, "one")
             assert await dead(broker) == ["one", "one"]
+
+    async def test_what_somebody_else_wrote_can_be_taken_out(self, redis_url: str, prefix: str) -> None:
+        broker = RedisMessageBroker(redis_url, prefix=prefix)
+        async with Connection(broker) as connection:
+            await bury(broker, connection, "ours")
+            with redis.Redis.from_url(redis_url) as client:
+                client.hset(f"{prefix}:{{q}}:b", "theirs", b"no record of a message")
+                client.rpush(f"{prefix}:{{q}}:r:1work", "theirs")
+                client.sadd(f"{prefix}:{{q}}:t", "1work")
+            for category in (MessageCategory.NORMAL, MessageCategory.DEAD):
+                consumer = broker.consumer("q", None, prefetch=2, category=category)
+                await consumer.start()
+                async with asyncio.timeout(10):
+                    deliveries = list(await consumer.receive(2))
+                    if category is MessageCategory.NORMAL:
+                        await deliveries[0].nack(Death(DeathReason.INVALID, datetime.now(UTC)))
+                    else:
+                        assert len(deliveries) == 2
+                        await asyncio.gather(*(delivery.ack() for delivery in deliveries))
+                await consumer.close()
+            assert (await broker.queue_stats("q")).dead == 0
 
 
 @pytest.mark.parametrize(("policy", "warned"), [("allkeys-lru", True), ("volatile-ttl", False), ("noeviction", False)])

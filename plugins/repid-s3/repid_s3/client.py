@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import traceback
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from io import SEEK_END, BytesIO
 from typing import Any, Final, TypeVar
 
@@ -16,29 +18,68 @@ from repid_s3.settings import S3BucketBrokerSettings
 _T = TypeVar("_T")
 
 _PATIENT: Final = 1 << 20  # bytes from which on the server is asked before the body is sent
-_PREPARED_AT_ONCE: Final = 2  # requests; one keeps the event loop waiting less, and two keep both sides busy
+_FEW: Final = 3  # requests at once that keep both sides busy where the server answers at once
+_LONG: Final = 0.02  # seconds from which on a request is not counted, since it waits for the server or for its large body
+_RECENT: Final = 32  # requests whose times tell how far the server is
 
 
 class _Turns:
-    """Lets few threads prepare a request at once, and any number wait for the server.
+    """Lets one thread at a time prepare a request or read a reply, and says how many threads are of use.
 
-    To prepare and sign one is all computing. Each thread that computes holds Python's lock for 5 ms before it passes it on, so
-    with dozens of them the event loop would come to its turn only after dozens of times that.
+    boto3 computes about a millisecond for each request. A thread that computes holds Python's lock for 5 ms before it passes it
+    on, and the event loop asks for it twice until a task has its turn; with dozens of threads it would wait dozens of times that.
+    But more threads than keep one processor busy, while some wait for the server, bring nothing (Little's law): those are few
+    where the server is near, and all where it is far.
+
+    Args:
+        most: The most threads.
+
+    Attributes:
+        limit: How many threads are of use.
+        far: Seconds from which on a request is taken to wait for a server in trouble, or for its large body.
     """
 
-    def __init__(self) -> None:
-        self._permits = threading.Semaphore(_PREPARED_AT_ONCE)
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.limit, self.far = min(most, _FEW), _LONG
+        self._computes = threading.Lock()
+        self._waits: deque[float] = deque(maxlen=_RECENT)  # seconds that the server took
+        self._cost = 0.001  # seconds that a request computes
         self._mine = threading.local()
 
-    def take(self) -> None:
-        self._permits.acquire()
-        self._mine.held = True
+    def compute(self, call: Callable[[Any], _T], s3: Any) -> _T:
+        """Call something that begins with the preparation of a request."""
+        computed = time.thread_time()
+        self.take()
+        try:
+            return call(s3)
+        finally:
+            self.give()
+            self._mine.sent = None
+            self._cost += (time.thread_time() - computed - self._cost) / _RECENT
+
+    def take(self, **_: Any) -> None:
+        """Wait for a turn, unless this thread has one. As a handler of boto3's events: with a reply that is to be parsed."""
+        mine = self._mine
+        if (sent := getattr(mine, "sent", None)) is not None:
+            mine.sent = None
+            self._waits.append(time.monotonic() - sent)
+            least = min(self._waits)  # all others have waited for this process as well
+            self.limit, self.far = min(self._most, _FEW + int(least / self._cost)), max(_LONG, 2 * least)
+        if not getattr(mine, "held", False):
+            self._computes.acquire()
+            mine.held = True
 
     def give(self, **_: Any) -> None:
-        """What a thread has taken; nothing if it has none. As a handler of boto3's events, it lets the request be sent."""
+        """What a thread has taken; nothing if it has none. As a handler of boto3's events: boto3 may sleep."""
         if getattr(self._mine, "held", False):
             self._mine.held = False
-            self._permits.release()
+            self._computes.release()
+
+    def send(self, **_: Any) -> None:
+        """As a handler of boto3's events: the request is about to be sent."""
+        self._mine.sent = time.monotonic()
+        self.give()
 
 
 class Client:
@@ -52,14 +93,21 @@ class Client:
     def __init__(self, settings: S3BucketBrokerSettings, session: Any = None) -> None:
         self._settings, self._session = settings, session
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="repid s3")
-        self._turns = _Turns()
+        self._turns = _Turns(settings.concurrency)
+        self._calls: deque[tuple[Future[Any], Callable[[Any], Any]]] = deque()  # that no thread has begun with
+        self._busy: dict[object, float] = {}  # threads that make calls, and since when the present one
+        self._lock = threading.Lock()  # of the two above, together
+        self._look: asyncio.TimerHandle | None = None  # at what waits, if there is anything
         self._s3: Any = None
         self._closed = False
 
     async def open(self) -> None:
         """Make boto3's client, and start the threads. Raises what boto3 does of a configuration that is not valid."""
         self._s3 = await self.run(lambda _: make(self._settings, self._session))
-        self._s3.meta.events.register_last("before-send.s3", self._turns.give)
+        events = self._s3.meta.events
+        events.register_last("before-send.s3", self._turns.send)
+        events.register_first("before-parse.s3", self._turns.take)
+        events.register_last("needs-retry.s3", self._turns.give)  # boto3 may sleep after that
         await self.run(lambda _: self._start())
 
     def _start(self) -> None:
@@ -76,21 +124,64 @@ class Client:
         """Call something with boto3's client, in a thread. If this is cancelled, the thread still ends what it has begun."""
         if self._closed:
             raise NotConnectedError
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._call, call, self._s3)
+        future: Future[_T] = Future()
+        with self._lock:
+            self._calls.append((future, call))
+            self._engage()
+        return await asyncio.wrap_future(future)
 
-    def _call(self, call: Callable[[Any], _T], s3: Any) -> _T:
-        self._turns.take()
+    def _engage(self) -> None:
+        """Have more threads make the calls that wait, as many as are of use; and look again later if there are more calls."""
+        engaged = 0
+        while len(self._busy) < self._settings.concurrency and engaged < len(self._calls) and not self._are_enough():
+            me = object()
+            self._busy[me] = time.monotonic()
+            self._threads.submit(self._work, me)
+            engaged += 1
+        if self._look is None and engaged < len(self._calls):
+            self._look = asyncio.get_running_loop().call_later(_LONG, self._engage_more)
+
+    def _engage_more(self) -> None:
+        self._look = None
+        with self._lock:
+            if not self._closed:
+                self._engage()
+
+    def _are_enough(self, me: object = None) -> bool:
+        """Whether the threads but for one are all that are of use; those that have been at a call for long only wait."""
+        if len(self._busy) < self._turns.limit:
+            return False
+        before = time.monotonic() - self._turns.far
+        return sum(since > before for thread, since in self._busy.items() if thread is not me) >= self._turns.limit
+
+    def _work(self, me: object) -> None:
+        """Make calls until there are none, or others are enough."""
+        while True:
+            with self._lock:
+                if not self._calls or self._are_enough(me):
+                    del self._busy[me]
+                    return
+                self._busy[me] = time.monotonic()
+                call = self._calls.popleft()
+            self._make(*call)
+            del call  # it may have a large body
+
+    def _make(self, future: Future[Any], call: Callable[[Any], Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
         try:
-            return call(s3)
-        except Exception as error:
+            result = self._turns.compute(call, self._s3)
+        except BaseException as error:  # noqa: BLE001 — it is for who has called
             _let_go(error)
-            raise
-        finally:
-            self._turns.give()
+            future.set_exception(error)
+        else:
+            future.set_result(result)
 
     async def close(self) -> None:
         """Wait for what is under way, and end the threads."""
         self._closed = True
+        if self._look is not None:
+            self._look.cancel()
         await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._end))
 
     def _end(self) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import platform
+import re
 import signal
 import socket
 import subprocess
@@ -154,6 +155,13 @@ class Seaweed:
         with started(command, self.place / "weed.log", self.url):
             self._stores()
             yield self
+
+    @property
+    def version(self) -> str:
+        """What it is, for reports."""
+        said = subprocess.run([self.program, "version"], capture_output=True, text=True, timeout=100, check=True).stdout
+        [number] = re.findall(r" (\d+\.\d+) ", said)
+        return f"SeaweedFS {number}"
 
     def _stores(self) -> None:
         """Its parts find each other some time after they answer."""

@@ -31,6 +31,7 @@ class BackendSuite(ConformanceSuite, Generic[B]):
         patience: How long the tests wait for what should come at once, on a real clock, before they fail.
         address: Host and port, as errors about the connection must name them; empty for stores that have none.
         secrets: Texts that no error may show, the password above all.
+        server: What the store is, and its version, for the report; empty for none.
         clock: What the tests go by.
         broker: A connected client.
     """
@@ -38,6 +39,7 @@ class BackendSuite(ConformanceSuite, Generic[B]):
     patience: ClassVar[timedelta] = timedelta(seconds=5)
     address: str = ""
     secrets: Sequence[str] = ()
+    server: str = ""
     clock: Clock
     broker: B
 
@@ -224,6 +226,7 @@ class BackendSuite(ConformanceSuite, Generic[B]):
         limits = self.broker.limits
         return {
             "backend": type(self.broker).__name__,
+            "server": self.server,
             "clock": type(self.clock).__name__,
             "limits": {name: _plain(getattr(limits, name)) for name in type(limits).__annotations__},
         }

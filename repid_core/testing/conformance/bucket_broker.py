@@ -35,6 +35,7 @@ class BucketBrokerConformance(BackendSuite[BucketBroker]):
     - `count_stored(broker)`: how many buckets take up storage (B3);
     - `break_connection(broker)` and `restore_connection(broker)`: the network goes and comes back (B8);
     - `address` and `secrets`: what errors must name and must not show;
+    - `server`: what the store is, and its version, for the report;
     - `manual_clock()`: for brokers inside the process, a clock that the tests move instead of waiting;
     - `patience`: how long a slow store may take;
     - `deviations = {"test_name": "reason"}`: see `ConformanceSuite`.

@@ -28,6 +28,7 @@ class MessageBrokerConformance(DeliveryTests, TimingTests, SharingTests, DeadTes
     - `kill_consumer(broker, consumer)`: ends a consumer as `kill -9` would (M3, M5, M6, M13);
     - `break_connection(broker)` and `restore_connection(broker)`: the network goes and comes back (M17);
     - `address` and `secrets`: what errors must name and must not show;
+    - `server`: what the store is, and its version, for the report;
     - `manual_clock()`: for brokers inside the process, a clock that the tests move instead of waiting;
     - `in_process = "why"`: the queue is in the client's memory, so that M20 cannot apply;
     - `patience`: how long a slow server may take for what should be there at once;

@@ -110,7 +110,12 @@ class _Report:
         self.suites: dict[str, dict[str, Any]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the finding of a test's phase; the worst of them counts, and of several runs of one test."""
+        """Take the finding of a test's phase; the worst of them counts, and of several runs of one test.
+
+        Where pytest-rerunfailures runs a test once more, as somebody asked it to, the last run counts.
+        """
+        if report.outcome == "rerun":  # type: ignore[comparison-overlap]
+            return
         properties: list[tuple[str, Any]] = report.user_properties
         for finding in (value for name, value in properties if name == _PROPERTY):
             suite = self.suites.setdefault(finding["suite"], {"about": {}, "promises": _expected(finding)})

@@ -25,7 +25,7 @@ bare = Worker([router, other], graceful_shutdown_time=3)
 
 
 def plan(*targets: str, **options: Any) -> Plan:
-    defaults = dict.fromkeys(("config", "concurrency", "grace")) | {
+    defaults = dict.fromkeys(("config", "concurrency", "threads", "grace")) | {
         "app": "shop:app",
         "queues": (),
         "loop": "auto",
@@ -42,8 +42,9 @@ def workers(shop, tmp_path, monkeypatch):
 
 
 def test_routers_are_put_together(shop):
-    worker, connection = assembled(plan("shop:router", "shop:other", concurrency=5, grace=1.5))
-    assert (set(worker.actors), worker.tasks_limit, worker.graceful_shutdown_time) == ({"greet", "tidy"}, 5, 1.5)
+    worker, connection = assembled(plan("shop:router", "shop:other", concurrency=5, threads=8, grace=1.5))
+    assert set(worker.actors) == {"greet", "tidy"}
+    assert (worker.tasks_limit, worker.threads, worker.graceful_shutdown_time) == (5, 8, 1.5)
     assert connection is shop.connection
 
 
@@ -76,9 +77,11 @@ def test_what_does_not_go_together_is_said(shop, targets, text):
 
 
 def test_a_supervisor_passes_on_what_was_asked_for(shop):
-    words = plan("shop:router", queues=("mail",), concurrency=5, grace=0.5, loop="asyncio", log_format="json").arguments()
-    expected = "worker shop:router --loop asyncio --log-format json --log-level info --app shop:app --concurrency 5 --grace 0.5"
-    assert words == [*expected.split(), "--queue", "mail"]
+    asked = {"queues": ("mail",), "concurrency": 5, "threads": 8, "grace": 0.5, "loop": "asyncio", "log_format": "json"}
+    words = plan("shop:router", **asked).arguments()
+    expected = "worker shop:router --loop asyncio --log-format json --log-level info --app shop:app"
+    limits = "--concurrency 5 --threads 8 --grace 0.5 --queue mail"
+    assert words == f"{expected} {limits}".split()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from repid_core.abc import Consumer, MessageBroker
 from repid_core.testing.conformance import MessageBrokerConformance
 from repid_core.testing.proxy import FaultProxy
 from repid_rabbitmq import RabbitMessageBroker
+from servers import named
 
 
 class RabbitMessageBrokerSuite(MessageBrokerConformance):
@@ -25,6 +26,7 @@ class RabbitMessageBrokerSuite(MessageBrokerConformance):
         parts = urlsplit(rabbitmq_url)
         prefix = f"test-{uuid.uuid4().hex[:12]}"
         who = f"{parts.username or 'guest'}:{parts.password or 'guest'}"
+        self.server = named(parts.hostname or "", parts.port or 5672)
         async with FaultProxy(parts.hostname or "", parts.port or 5672) as proxy:
             self.proxy = proxy
             self.address = f"127.0.0.1:{proxy.port}"

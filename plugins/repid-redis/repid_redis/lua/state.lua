@@ -19,6 +19,7 @@ local function take_out(place, id, where)
   end
 end
 
+-- What a record begins with; nothing if it is none of ours, which must not end a script.
 local function place_of(record)
-  return string.sub(record, 1, string.find(record, '\n', 1, true) - 1)
+  return string.sub(record, 1, (string.find(record, '\n', 1, true) or 1) - 1)
 end

@@ -17,7 +17,7 @@ from repid_core.abc import BucketBroker
 from repid_core.testing.conformance import BucketBrokerConformance
 from repid_core.testing.proxy import FaultProxy
 from repid_redis import RedisBucketBroker
-from servers import Cluster, Server, eventually
+from servers import Cluster, Server, eventually, named
 
 
 class RedisBucketBrokerSuite(BucketBrokerConformance):
@@ -28,6 +28,7 @@ class RedisBucketBrokerSuite(BucketBrokerConformance):
     async def make_broker(self, url: str) -> AsyncIterator[Callable[[], BucketBroker]]:
         parts = urlsplit(url)
         self.url_of_server, self.prefix = url, f"test-{uuid.uuid4().hex[:12]}"
+        self.server = named(url)
         async with FaultProxy(parts.hostname or "", parts.port or 6379) as proxy:
             self.proxy = proxy
             self.address = f"127.0.0.1:{proxy.port}"
@@ -76,6 +77,7 @@ class TestOnCluster(BucketBrokerConformance):
     def make_broker(self, cluster: Cluster) -> Callable[[], BucketBroker]:
         self.nodes, self.prefix = cluster.nodes, f"test-{uuid.uuid4().hex[:12]}"
         self.address = f"127.0.0.1:{self.nodes[0].port}"
+        self.server = f"{named(self.nodes[0].url)}, {len(self.nodes)} nodes"
         return lambda: RedisBucketBroker(cluster.url, prefix=self.prefix, connect_timeout=timedelta(seconds=2))
 
     async def count_stored(self, broker: BucketBroker) -> int:

@@ -13,6 +13,7 @@ from repid_core.abc import Consumer, MessageBroker
 from repid_core.testing.conformance import MessageBrokerConformance
 from repid_core.testing.proxy import FaultProxy
 from repid_redis import RedisMessageBroker
+from servers import named
 
 
 class RedisMessageBrokerSuite(MessageBrokerConformance):
@@ -22,6 +23,7 @@ class RedisMessageBrokerSuite(MessageBrokerConformance):
     async def make_broker(self, url: str) -> AsyncIterator[Callable[[], MessageBroker]]:
         parts = urlsplit(url)
         prefix = f"test-{uuid.uuid4().hex[:12]}"
+        self.server = named(url)
         async with FaultProxy(parts.hostname or "", parts.port or 6379) as proxy:
             self.proxy = proxy
             self.address = f"127.0.0.1:{proxy.port}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from importlib.metadata import version
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -47,10 +48,12 @@ class OnServer(BucketBrokerConformance):
 class TestMoto(OnServer):
     @pytest.fixture
     def s3_url(self, moto_url: str) -> str:
+        self.server = f"moto {version('moto')}"
         return moto_url
 
 
 class TestSeaweedFS(OnServer):
     @pytest.fixture
     def s3_url(self, seaweed: Seaweed) -> str:
+        self.server = seaweed.version
         return seaweed.url

@@ -16,6 +16,7 @@ from repid_sqlite import SqliteMessageBroker
 
 class TestSqliteMessageBroker(MessageBrokerConformance):
     patience = timedelta(seconds=3)  # a local file
+    server = f"SQLite {sqlite3.sqlite_version}"
 
     @pytest.fixture
     def make_broker(self, tmp_path: Path) -> Callable[[], MessageBroker]:
