@@ -38,11 +38,10 @@ def sphinx(pages: Pages, folder: Path, html: Path, mermaid: Path) -> bool:
     strict = ["-W", "--keep-going", "-n", "-q", "-j", "auto"]
     settings = ["-D", f"html_static_path={HERE / 'static'},{mermaid}"]
     command = [sys.executable, "-m", "sphinx", *strict, "-c", str(HERE), *settings, "-b", "html", str(folder), str(html)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            print(repository(line, pages, folder), end="", file=sys.stderr)
-    return process.returncode == 0
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603 — no words of others
+    for line in done.stderr.splitlines():
+        print(repository(line, pages, folder), file=sys.stderr)
+    return done.returncode == 0
 
 
 def repository(line: str, pages: Pages, folder: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import repid_core  # noqa: E402
+import repid_core
 
 project = "repid-core"
 author = "The repid-core authors"

@@ -145,6 +145,18 @@ def leave_out(_app: Sphinx, _what: str, name: str, value: Any, skip: bool, _opti
     return True if helper and not skip and "." in getattr(value, "__qualname__", "") else None
 
 
+def keep_underscores(_app: Sphinx, _what: str, _name: str, _value: Any, _options: Any, lines: list[str]) -> None:
+    """An argument `id_` is not a reference to `id`."""
+    lines[:] = [re.sub(r"^(\s*:\w+ \w+)_:", r"\1\\_:", line) for line in lines]
+
+
+def own_defaults(_app: Sphinx, value: Any, _bound: bool) -> None:
+    """The signature that attrs gives a class has the defaults themselves; the source that it makes has how they are looked up."""
+    code = getattr(value, "__code__", None)
+    if code is not None and code.co_filename.startswith("<attrs generated") and "__signature__" in vars(value):
+        del value.__signature__
+
+
 def replace_bases(app: Sphinx, name: str, _value: type, _options: Any, shown: list[Any]) -> None:
     described = described_in(Path(app.srcdir))
     cls = next((each for each in described if each is _value), None)
@@ -231,5 +243,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("missing-reference", elsewhere)
     app.connect("warn-missing-reference", is_in_order)
     app.connect("autodoc-skip-member", leave_out)
+    app.connect("autodoc-process-docstring", keep_underscores, priority=900)  # what napoleon makes of it
+    app.connect("autodoc-before-process-signature", own_defaults, priority=900)  # after what `autodoc_preserve_defaults` does
     app.connect("autodoc-process-bases", replace_bases)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

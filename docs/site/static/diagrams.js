@@ -3,6 +3,7 @@
   "use strict";
   const diagrams = [...document.querySelectorAll("pre.mermaid")].map((place) => ({ place, text: place.textContent }));
   const system = matchMedia("(prefers-color-scheme: dark)");
+  const LEAST_SCALE = 0.7; // narrower than that, it scrolls: its text is to be read
   let drawn = null;
   let number = 0;
 
@@ -17,7 +18,14 @@
       return;
     }
     drawn = wanted;
-    mermaid.initialize({ startOnLoad: false, suppressErrorRendering: true, theme: wanted, securityLevel: "strict" });
+    const ground = getComputedStyle(document.body).getPropertyValue("--color-background-primary").trim();
+    mermaid.initialize({
+      startOnLoad: false,
+      suppressErrorRendering: true,
+      theme: wanted,
+      themeVariables: { edgeLabelBackground: ground },
+      securityLevel: "strict",
+    });
     for (const { place, text } of diagrams) {
       try {
         const { svg } = await mermaid.render(`diagram-${++number}`, text);
@@ -25,6 +33,8 @@
           return; // changed again meanwhile
         }
         place.innerHTML = svg;
+        const drawing = place.firstElementChild;
+        drawing.style.minWidth = `${LEAST_SCALE * drawing.viewBox.baseVal.width}px`;
         place.dataset.drawn = wanted;
       } catch (error) {
         place.dataset.failed = error.message;
