@@ -36,6 +36,7 @@ autodoc_type_aliases = {"RetryPolicy": "repid_core.RetryPolicy", "OnDuplicate": 
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
 napoleon_attr_annotations = True
+suppress_warnings = ["misc.highlighting_failure"]  # what has no highlighting is shown without
 default_role = "maybe"  # `code` in docstrings, and a link if it names something
 maximum_signature_line_length = 88
 python_use_unqualified_type_names = True

@@ -95,14 +95,14 @@ class Pages:
         return text
 
     def _target(self, file: Path, name: str, target: str, line: int) -> str:
-        """What the link is on the site. One that leads nowhere is left as it is, and noted."""
+        """What the link is on the site. One that leads nowhere is noted; it leads to its own page, lest Sphinx say it again."""
         path, _, anchor = target.partition("#")
         there = Path(os.path.normpath(file.parent / path))
         if there.is_dir() and there / "README.md" in self._names:
             there /= "README.md"
         if path.startswith("/") or not there.exists() or ROOT not in (there, *there.parents):
             self.problems.append(f"{file.relative_to(ROOT)}:{line}: {target} leads to no file of the repository")
-            return target
+            return f"{PurePosixPath(name).name}.md"
         if there in self._names:
             to = f"{self._names[there]}.md" + (f"#{anchor}" if anchor else "")
         else:
