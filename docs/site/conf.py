@@ -22,7 +22,6 @@ myst_heading_anchors = 6
 autodoc_default_options = {"member-order": "bysource"}
 nitpick_ignore = [
     ("py:class", "P"),  # of typing
-    ("py:class", "datetime"),
     ("py:class", "AsyncMock"),  # of unittest
     ("py:class", "repid_core.payload.ArgsBucket"),  # and what is passed on, but not looked into
     ("py:class", "repid_redis.url.RedisURL"),
@@ -35,7 +34,7 @@ autodoc_preserve_defaults = True
 autodoc_type_aliases = {"RetryPolicy": "repid_core.RetryPolicy", "OnDuplicate": "repid_core.data.OnDuplicate"}
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
-napoleon_attr_annotations = True
+napoleon_attr_annotations = False  # the signature has them
 suppress_warnings = ["misc.highlighting_failure"]  # what has no highlighting is shown without
 default_role = "maybe"  # `code` in docstrings, and a link if it names something
 maximum_signature_line_length = 88

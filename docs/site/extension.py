@@ -223,7 +223,7 @@ class TableEntries(SphinxTransform):
             first = next((node for node in cell[0].children if node.astext().strip()), None) if cell.children else None
             names = [node.astext() for node in cell.findall(nodes.literal)] if isinstance(first, nodes.literal) else []
             entries = [
-                ("single", name.replace(";", ","), anchor, "", None) for name in names if (anchor := self._anchor(row, name))
+                ("single", name.replace(";", ","), anchor, "main", None) for name in names if (anchor := self._anchor(row, name))
             ]
             if entries:
                 cell.insert(0, addnodes.index(entries=entries))

