@@ -19,7 +19,7 @@ nox.options.sessions = ["lint", "types", "tests", "plugins", "docs", "build"]  #
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = "cli,cron,testing"
-CODE = ("repid_core", "tests/conformance", "tests/typing", "examples", "benchmarks", "docs/site/build.py", "noxfile.py")
+CODE = ("repid_core", "tests/conformance", "tests/typing", "examples", "benchmarks", "noxfile.py")
 PLUGINS = sorted(path.parent for path in Path("plugins").glob("*/pyproject.toml"))
 # In CI, where servers and machine are shared, a test that fails is run once more; the summary names it as RERUN, so that somebody
 # looks.
