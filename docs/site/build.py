@@ -35,7 +35,7 @@ def main() -> int:
 
 def sphinx(pages: Pages, folder: Path, html: Path, mermaid: Path) -> bool:
     """Run Sphinx, strictly; whether there was nothing to complain of."""
-    strict = ["-W", "--keep-going", "-n", "-q", "-j", "auto"]
+    strict = ["-W", "--keep-going", "-n", "-q", "-j", "auto", "-E", "-a"]  # all anew: links to what has gone are dead
     settings = ["-D", f"html_static_path={HERE / 'static'},{mermaid}"]
     command = [sys.executable, "-m", "sphinx", *strict, "-c", str(HERE), *settings, "-b", "html", str(folder), str(html)]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603 — no words of others

@@ -87,7 +87,8 @@ def complaints(tab: Page, site: str) -> Iterator[list[str]]:
             found.append(f"{response.status}: {response.url}")
 
     def fail(request: Request) -> None:
-        found.append(f"{request.failure}: {request.url}")
+        if request.failure != "net::ERR_ABORTED":  # its page was left
+            found.append(f"{request.failure}: {request.url}")
 
     def throw(error: Exception) -> None:
         found.append(f"script: {error}")
