@@ -100,10 +100,10 @@ def directives(name: str, described: tuple[Any, ...]) -> list[str]:
     kind = "exception" if issubclass(value, BaseException) else "class"
     if issubclass(value, Broker) and value.__module__ != Broker.__module__:  # the contract describes its methods
         return [f".. autoclass:: {name}", "   :members: from_settings", ""]
-    options = [
-        "   :members:",
-        f"   :inherited-members: {', '.join(base.__name__ for base in value.__mro__[1:] if not internal(base, described))}",
-    ]
+    options = ["   :members:"]
+    if not getattr(value, "_is_protocol", False):  # Sphinx asks `issubclass` of protocols, which refuse
+        others = [base.__name__ for base in value.__mro__[1:] if not internal(base, described)]
+        options.append(f"   :inherited-members: {', '.join(others)}")
     if any(base is not object and base.__module__ != "typing" for base in shown_bases(value, described)):
         options.append("   :show-inheritance:")
     if issubclass(value, enum.Enum):
