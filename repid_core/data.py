@@ -15,6 +15,7 @@ _ID = re.compile(r"(?!\.+\Z)[A-Za-z0-9._:-]{1,256}\Z")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}\Z")
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
+#: What `enqueue` does if the id is live: raise `DuplicateJobError`, keep the job that is there, or replace it.
 OnDuplicate = Literal["raise", "keep", "replace"]
 
 #: An int of bytes. A settings field of this type may be written "64 KiB" in configuration; see `repid_core.settings`.

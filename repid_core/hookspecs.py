@@ -25,9 +25,12 @@ from repid_core.abc import BucketBroker, Converter, MessageBroker, Serializer
 
 T_co = TypeVar("T_co", covariant=True)
 
+#: The group of entry points that plugins are found in.
 ENTRY_POINT_GROUP: Final = "repid"
 
+#: Marks the specification of a hook; core's own are below.
 hookspec = pluggy.HookspecMarker(ENTRY_POINT_GROUP)
+#: Marks a function of a plugin as its implementation of the hook of that name.
 hookimpl = pluggy.HookimplMarker(ENTRY_POINT_GROUP)
 
 

@@ -61,7 +61,6 @@ class Harness(Router):
     Attributes:
         clock: What the application goes by. `advance` of the harness moves it and runs jobs; `clock.advance` runs none.
         connection: What jobs are bound to.
-        events: What happened to jobs, in order.
     """
 
     def __init__(
@@ -182,7 +181,7 @@ class Harness(Router):
         """Run the job that is next, to its end.
 
         Returns:
-            The last that happened to it: `succeeded`, `retried`, `rescheduled`, `rejected` or `dead`. None if there was none
+            What happened to it last, `succeeded`, `retried`, `rescheduled`, `rejected` or `dead`. None if there was none
             that is due.
 
         Raises:

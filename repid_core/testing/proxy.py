@@ -29,7 +29,6 @@ class FaultProxy:
 
     Attributes:
         port: Where clients connect, on 127.0.0.1; set by `start`.
-        connections: How many are open.
         swallowed: How many replies were swallowed.
     """
 

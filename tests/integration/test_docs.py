@@ -23,6 +23,8 @@ pytestmark = pytest.mark.examples
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(page for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
+PLUGIN_PAGES = sorted(ROOT.glob("plugins/*/*.md"))  # whose programs the plugins' own tests run
+LINKED = [*PAGES, *PLUGIN_PAGES, *ROOT.glob("benchmarks/*.md")]
 FENCE = re.compile(r"(?ms)^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$|^(?P<heading>#+) (?P<title>[^\n]+)$")
 
 
@@ -173,7 +175,7 @@ def links(page: Path) -> list[str]:
     return [target for target in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in target]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
     for link in links(page):
         name, _, anchor = link.partition("#")
@@ -184,9 +186,15 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
 
 
 def test_every_page_can_be_reached_from_the_index() -> None:
-    index = ROOT / "docs" / "README.md"
-    linked = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
-    assert {page.resolve() for page in PAGES if ROOT / "docs" in page.parents and page != index} <= linked
+    """By the index itself, or by the README of a folder that it links to."""
+    reached: set[Path] = set()
+    indexes = [ROOT / "docs" / "README.md"]
+    for index in indexes:
+        linked = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)} - reached
+        reached |= linked
+        indexes += [page for page in linked if page.name == "README.md" and ROOT / "docs" in page.parents and page not in indexes]
+    pages = {page.resolve() for page in (*PAGES, *ROOT.glob("plugins/*/README.md")) if page.parent != ROOT}
+    assert pages - {indexes[0]} <= reached
 
 
 def test_the_in_memory_brokers_keep_as_many_promises_as_the_readme_says() -> None:
@@ -245,3 +253,15 @@ def test_the_plugin_of_the_page_passes_the_rules_that_the_command_brings(
             stdin=subprocess.DEVNULL,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def counted() -> str:
+    """How many blocks there are, by language, for people: `python -m tests.integration.test_docs`."""
+    every = [block for page in LINKED for block in blocks(page)]
+    languages = sorted({block.language for block in every})
+    lines = [f"{language or 'no language'}: {sum(block.language == language for block in every)}" for language in languages]
+    return "\n".join([f"{len(every)} blocks on {len(LINKED)} pages, {len(PROGRAMS)} of them programs", *lines])
+
+
+if __name__ == "__main__":
+    print(counted())  # noqa: T201
