@@ -176,7 +176,7 @@ def test_diagrams_follow_the_switch_of_the_theme(folder: Path, tab: Page, site: 
         ("RedisMessageBroker", "reference/api/plugins.html"),
         ("Job.enqueue", "reference/api/jobs.html"),
         ("redrive", "how-to/operate.html"),
-        ("sentinel", "plugins/repid-redis.html"),
+        ("sentinel", "how-to/redis-sentinel-and-cluster.html"),
     ],
 )
 def test_the_search_finds(words: str, expected: str, tab: Page, site: str) -> None:
