@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,8 @@ def written() -> list[Any]:
 @pytest.mark.parametrize("line", written())
 def test_command_lines_parse(line: str) -> None:
     words = shlex.split(line.partition(" | ")[0].partition(" &")[0])[1:]
+    if (ROOT / "plugins" / f"repid-{words[0]}").exists() and find_spec(f"repid_{words[0]}") is None:
+        pytest.skip(f"a command of repid-{words[0]}, which is not installed")
     command: click.Command = main
     parent = click.Context(main, info_name="repid")
     while isinstance(command, click.Group):
