@@ -197,9 +197,10 @@ def build(session: nox.Session) -> None:
 def copy(source: Path, target: Path) -> None:
     """What tests of a distribution need, without its package."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "tests", "examples", "docs"):
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "tests", "examples", "docs", "benchmarks/README.md"):
         part = source / name
         if part.is_dir():
             shutil.copytree(part, target / name, ignore=shutil.ignore_patterns("__pycache__"))
         elif part.exists():
+            (target / name).parent.mkdir(exist_ok=True)
             shutil.copy(part, target / name)

@@ -42,6 +42,7 @@ def write(folder: Path, page: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         before = file.read_text("utf-8") if page == DJANGO and name.endswith("settings.py") else ""
         file.write_text(before + text, "utf-8")
+    (folder / "pytest.ini").touch()  # so that no configuration of a folder above is found
     return folder
 
 
