@@ -197,7 +197,8 @@ def build(session: nox.Session) -> None:
 def copy(source: Path, target: Path) -> None:
     """What tests of a distribution need, without its package."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "tests", "examples", "docs", "benchmarks/README.md"):
+    pages = ("README.md", "CHANGELOG.md", "LICENSE", "benchmarks/README.md")
+    for name in ("pyproject.toml", *pages, "tests", "examples", "docs"):
         part = source / name
         if part.is_dir():
             shutil.copytree(part, target / name, ignore=shutil.ignore_patterns("__pycache__"))
