@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-pytest.importorskip(
-    "benchmarks.brokers", reason="they are in the repository alone"
-)  # and not in the tree where wheels are tested
+# They are in the repository alone, and not in the tree where wheels are tested.
+pytest.importorskip("benchmarks.brokers", reason="there are no benchmarks here")
 
 from benchmarks.brokers.actors import ACTORS  # noqa: E402
 from benchmarks.brokers.peer import Peer, UnsupportedError  # noqa: E402
