@@ -42,7 +42,8 @@ def write(folder: Path, page: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         before = file.read_text("utf-8") if page == DJANGO and name.endswith("settings.py") else ""
         file.write_text(before + text, "utf-8")
-    (folder / "pytest.ini").touch()  # so that no configuration of a folder above is found
+    if not (folder / "pyproject.toml").exists():
+        (folder / "pytest.ini").touch()  # so that no configuration of a folder above is found
     return folder
 
 
@@ -132,11 +133,8 @@ def count_tests(page: Path) -> int:
 
 @pytest.mark.parametrize("page", [SYNC, FASTAPI, FLASK], ids=lambda page: page.stem)
 def test_what_the_page_tests_passes(page: Path, tmp_path: Path) -> None:
-    if page == FASTAPI:
-        options = ["-o", "asyncio_default_fixture_loop_scope=function"]  # some versions of pytest-asyncio warn without it
-    else:
-        options = ["-p", "no:asyncio"]  # which tests that are not asynchronous do not need
-    assert passed(python(write(tmp_path, page), *PYTEST, *options)) == count_tests(page) > 0
+    plugins = () if page == FASTAPI else ("-p", "no:asyncio")  # which tests that are not asynchronous do not need
+    assert passed(python(write(tmp_path, page), *PYTEST, *plugins)) == count_tests(page) > 0
 
 
 def test_fastapi_under_uvicorn_with_a_worker(tmp_path: Path) -> None:
