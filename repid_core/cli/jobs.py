@@ -37,6 +37,7 @@ _RESULT = {
     examples=[
         """repid enqueue greet --queue mail --args '{"user_id": 1, "name": "Alex"}'""",
         "repid enqueue report --delay '2 hours' --priority high",
+        "repid enqueue report --cron '30 7 * * mon-fri' --timezone Europe/Berlin --id report --on-duplicate replace",
         "repid enqueue greet --queue mail --args @arguments.json --wait --wait-timeout 30s",
     ],
     shape={
@@ -53,6 +54,9 @@ _RESULT = {
 )
 @click.option("--queue", "-q", type=QUEUE, default="default", show_default=True, help="Where it goes.")
 @click.option("--delay", type=DURATION, help="Not before this time from now: '30 s', '2 hours', PT15M.")
+@click.option("--every", type=DURATION, help="Again and again, so far apart; first after this time, or after --delay.")
+@click.option("--cron", metavar="LINE", help="Whenever this cron line says, from --delay on: '30 7 * * mon-fri'.")
+@click.option("--timezone", metavar="ZONE", help="Where --cron is read, by default in UTC: Europe/Berlin.")
 @click.option(
     "--priority",
     type=click.Choice([priority.name.lower() for priority in Priority]),
@@ -61,6 +65,13 @@ _RESULT = {
     help="Higher goes first.",
 )
 @click.option("--id", "id_", help="An id of its own, unique in the queue while it is live.")
+@click.option(
+    "--on-duplicate",
+    type=click.Choice(["raise", "keep", "replace"]),
+    default="raise",
+    show_default=True,
+    help="If the id is live: refuse this job, keep that one, or replace it.",
+)
 @click.option("--retries", type=click.IntRange(0), default=0, show_default=True, help="Attempts after a failed one.")
 @click.option("--timeout", type=DURATION, default="10 min", show_default=True, help="The longest run.")
 @click.option("--ttl", type=DURATION, help="Not run once this time has passed since it was due.")
@@ -74,6 +85,7 @@ def enqueue(
     args_text: str | None,
     queue: str,
     delay: timedelta | None,
+    every: timedelta | None,
     priority: str,
     wait: bool,
     wait_timeout: timedelta | None,
@@ -87,6 +99,7 @@ def enqueue(
     """
     until = None if delay is None else datetime.now(UTC) + delay
     own = options.pop("id_")
+    _check_together(own, every, wait=wait, **options)
     id_ = str(uuid.uuid4())  # of the result, and unless there is an id of its own, which may come again, of the job
     job: Job[Any] = Job(
         name,
@@ -95,6 +108,7 @@ def enqueue(
         queue=queue,
         priority=Priority[priority.upper()],
         deferred_until=until,
+        deferred_by=every,
         args=_arguments(args_text),
         **options,
     )
@@ -165,6 +179,18 @@ def result(id_: str, connect: Connect, wait: bool, wait_timeout: timedelta | Non
     else:
         _print(bucket)
     sys.exit(NOTHING if bucket is None else DONE if bucket.success else PROBLEM)
+
+
+def _check_together(
+    own: str | None, every: timedelta | None, *, wait: bool, cron: str | None, on_duplicate: str, **_: Any
+) -> None:
+    """Options that do not go together, in the command's words."""
+    if every is not None and cron is not None:
+        raise Failure("--every and --cron: a job recurs by one of them", USAGE)
+    if on_duplicate != "raise" and own is None:
+        raise Failure(f"--on-duplicate {on_duplicate} needs an --id: a generated one is always new", USAGE)
+    if on_duplicate == "keep" and wait:
+        raise Failure("--on-duplicate keep with --wait: the job that is kept has a result of its own, with another id", USAGE)
 
 
 def _arguments(text: str | None) -> Any:

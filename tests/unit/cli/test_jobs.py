@@ -10,7 +10,7 @@ import pytest
 
 from repid_core import Connection, Message, MessageCategory, Parameters, Priority, Queue, Worker
 from repid_core.cli.jobs import enqueue, result
-from repid_core.data import Outcome
+from repid_core.data import Outcome, Recurrence
 
 
 async def take(connection: Connection) -> Message:
@@ -52,6 +52,11 @@ def test_arguments_may_come_from_a_file_or_from_standard_input(shop, tmp_path, w
         (["greet", "--queue", "9"], "queue name '9' is not valid"),
         (["greet", "--delay", "soon"], "'soon' is no duration: write for example '30 s'"),
         (["greet", "--id", "a b"], "Error: id_ 'a b' is not valid"),
+        (["greet", "--every", "10 s", "--cron", "* * * * *"], "Error: --every and --cron: a job recurs by one of them"),
+        (["greet", "--cron", "at noon"], "Error: cron line 'at noon' is not valid"),
+        (["greet", "--timezone", "Europe/Berlin"], "Error: timezone='Europe/Berlin' is for cron lines"),
+        (["greet", "--on-duplicate", "keep"], "Error: --on-duplicate keep needs an --id"),
+        (["greet", "--id", "one", "--on-duplicate", "keep", "--wait"], "Error: --on-duplicate keep with --wait"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_sent(shop, words, text):
@@ -64,6 +69,31 @@ def test_what_is_wrong_is_said_and_nothing_is_sent(shop, words, text):
 def test_an_id_that_is_live_is_a_failure(shop):
     shop("enqueue", "greet", "-q", "mail", "--id", "one")
     assert "a job with id 'one' is ready already" in shop("enqueue", "greet", "-q", "mail", "--id", "one", status=1).output
+
+
+def test_a_live_id_is_kept_or_replaced_as_asked(shop):
+    shop("enqueue", "greet", "-q", "mail", "--id", "one", "--args", "[1]")
+    again = ("enqueue", "greet", "-q", "mail", "--id", "one", "--args", "[2]")
+    assert shop.json(*again, "--on-duplicate", "keep")["outcome"] == "kept"
+    assert shop.json(*again, "--on-duplicate", "replace")["outcome"] == "replaced"
+    assert json.loads(shop.do(take).raw_payload) == [2]
+
+
+@pytest.mark.parametrize(
+    ("words", "recurrence"),
+    [
+        (["--every", "1 hour"], (timedelta(hours=1), None, None)),
+        (["--cron", "30 7 * * mon-fri", "--timezone", "Europe/Berlin"], (None, "30 7 * * mon-fri", "Europe/Berlin")),
+    ],
+)
+def test_a_job_that_recurs_comes_again(shop, words, recurrence):
+    async def seen(connection: Connection) -> Recurrence | None:
+        [browsed] = [each async for each in connection.message_broker.browse("mail", MessageCategory.DELAYED)]
+        return browsed.envelope.parameters.recurrence
+
+    shop("enqueue", "greet", "-q", "mail", "--id", "again", *words)
+    assert (found := shop.do(seen)) is not None
+    assert (found.interval, found.cron, found.timezone) == recurrence
 
 
 def test_json_has_its_shape(shop, fits):
