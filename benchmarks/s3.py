@@ -6,7 +6,8 @@ Both take turns within each round; what is printed is the median of the rounds' 
 A store's time on a server that takes 30 ms is that of one store after another. Memory is the most that a process takes for one
 store of 50 MiB. How late the event loop was is what a task that sleeps for 1 ms meanwhile has seen: of 100 wakings, the one
 before the latest, and the latest of all; first ours, then boto3's, and what it is with nothing to do says what the machine adds.
-What boto3 has read of descriptions is kept from Python's collector (`gc.freeze`), which else looks through it for 0.1 s.
+What boto3 has read of descriptions is kept from Python's collector (`gc.freeze`), which else looks through it for 0.1 s. Threads
+take turns as often as Python has them with boto3, and as repid-s3 has them with it.
 """
 
 from __future__ import annotations
@@ -170,9 +171,12 @@ async def compare(
 ) -> tuple[list[float], list[float], dict[object, Lag]]:
     """Ours to raw, by round: requests per second, and processor time; and how late the loop was with either."""
     ours, raw = Ours(url), Raw(url)
+    intervals: dict[object, float] = {raw: sys.getswitchinterval()}
     await ours.broker.connect()
+    intervals[ours] = sys.getswitchinterval()  # which the broker sets for the whole process
     late = {ours: Lag(), raw: Lag()}
     for each in (ours, raw):
+        sys.setswitchinterval(intervals[each])
         await measure(getattr(each, verb), concurrency * 2, concurrency)
     gc.collect()
     gc.freeze()
@@ -181,10 +185,12 @@ async def compare(
         order = (ours, raw) if number % 2 else (raw, ours)
         found = {}
         for each in order:
+            sys.setswitchinterval(intervals[each])
             async with watching(late[each]):
                 found[each] = await measure(getattr(each, verb), requests, concurrency)
         rates.append(found[ours][0] / found[raw][0])
         costs.append(found[ours][1] / found[raw][1])
+    sys.setswitchinterval(intervals[ours])
     await ours.close()
     await raw.close()
     return rates, costs, late

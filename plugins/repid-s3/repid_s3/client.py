@@ -9,10 +9,12 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from io import SEEK_END, BytesIO
 from typing import Any, Final, TypeVar
 
 from repid_core.errors import NotConnectedError
+from repid_s3.interpreter import switching
 from repid_s3.settings import S3BucketBrokerSettings
 
 _T = TypeVar("_T")
@@ -26,8 +28,9 @@ _RECENT: Final = 32  # requests whose times tell how far the server is
 class _Turns:
     """Lets one thread at a time prepare a request or read a reply, and says how many threads are of use.
 
-    boto3 computes about a millisecond for each request. A thread that computes holds Python's lock for 5 ms before it passes it
-    on, and the event loop asks for it twice until a task has its turn; with dozens of threads it would wait dozens of times that.
+    boto3 computes about a millisecond for each request. A thread that computes holds Python's lock for `switch_interval` before
+    it passes it on, and the event loop asks for it twice until a task has its turn; with dozens of threads it would wait dozens
+    of times that.
     But more threads than keep one processor busy, while some wait for the server, bring nothing (Little's law): those are few
     where the server is near, and all where it is far.
 
@@ -100,9 +103,12 @@ class Client:
         self._look: asyncio.TimerHandle | None = None  # at what waits, if there is anything
         self._s3: Any = None
         self._closed = False
+        self._quickened = ExitStack()
 
     async def open(self) -> None:
         """Make boto3's client, and start the threads. Raises what boto3 does of a configuration that is not valid."""
+        if (interval := self._settings.switch_interval) is not None:
+            self._quickened.enter_context(switching.at_least_every(interval.total_seconds()))
         self._s3 = await self.run(lambda _: make(self._settings, self._session))
         events = self._s3.meta.events
         events.register_last("before-send.s3", self._turns.send)
@@ -182,6 +188,10 @@ class Client:
         self._closed = True
         if self._look is not None:
             self._look.cancel()
+        with self._quickened:
+            await self._end_threads()
+
+    async def _end_threads(self) -> None:
         try:
             ended = asyncio.get_running_loop().run_in_executor(None, self._end)
         except RuntimeError:  # the interpreter ends, and starts no more threads

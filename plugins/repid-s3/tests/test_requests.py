@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from hashlib import sha256
 from typing import Any, Self
@@ -205,6 +205,54 @@ async def test_nothing_of_boto3_runs_on_the_loop(place: str) -> None:
     await broker.disconnect()
     assert 2 <= len(threads) <= broker.settings.concurrency
     assert all(name.startswith("repid s3") for name in threads), threads
+
+
+@pytest.fixture
+def interval() -> Iterator[float]:
+    """How long a thread may compute, as Python has it."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.005)
+    yield 0.005
+    sys.setswitchinterval(before)
+
+
+async def test_threads_take_turns_more_often_while_connected(stub: Stub, interval: float) -> None:
+    def broker(**settings: Any) -> S3BucketBroker:
+        url = f"s3://bucket/jobs/?endpoint_url={stub.url}"
+        return S3BucketBroker(url, session=session(), lifecycle="off", **settings)
+
+    stub.answers = [reply(200)]
+    leaves_it, wants_more = broker(switch_interval=None), broker(switch_interval=timedelta(milliseconds=20))
+    await leaves_it.connect()
+    await wants_more.connect()
+    assert sys.getswitchinterval() == interval
+    first, second = broker(), broker(switch_interval=timedelta(microseconds=200))
+    await first.connect()
+    assert sys.getswitchinterval() == pytest.approx(0.0005)
+    await second.connect()
+    await first.disconnect()
+    assert sys.getswitchinterval() == pytest.approx(0.0002)
+    await second.disconnect()
+    assert sys.getswitchinterval() == interval
+    await leaves_it.disconnect()
+    await wants_more.disconnect()
+
+
+async def test_a_broker_that_cannot_connect_changes_nothing(stub: Stub, interval: float) -> None:
+    stub.answers = [reply(404)]
+    broker = S3BucketBroker(f"s3://bucket/jobs/?endpoint_url={stub.url}", session=session(), lifecycle="off")
+    with pytest.raises(BucketBrokerError):
+        await broker.connect()
+    assert sys.getswitchinterval() == interval
+
+
+async def test_what_the_application_sets_stays(stub: Stub, interval: float) -> None:
+    stub.answers = [reply(200)]
+    broker = S3BucketBroker(f"s3://bucket/jobs/?endpoint_url={stub.url}", session=session(), lifecycle="off")
+    await broker.connect()
+    sys.setswitchinterval(2 * interval)
+    await broker.disconnect()
+    assert sys.getswitchinterval() == 2 * interval
 
 
 async def test_one_request_is_prepared_at_once(stub: Stub, broker_on: Callable[..., S3BucketBroker]) -> None:

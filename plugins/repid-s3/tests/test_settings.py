@@ -96,6 +96,7 @@ def test_urls_that_are_none(url: Any, said: str) -> None:
         ({"lifecycle": "on"}, "'ensure', 'check', 'off'"),
         ({"purge_noncurrent": 1}, "True or False"),
         ({"concurrency": 0}, "from 1 to 1,000"),
+        ({"switch_interval": timedelta(0)}, "of at least 0.0001 s, or None"),
         ({"connect_timeout": 5}, "a timedelta of at least"),
         ({"max_attempts": 21}, "from 1 to 20"),
         ({"checksums": "never"}, "'when_required'"),
