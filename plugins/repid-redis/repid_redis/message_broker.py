@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final, TypeVar
 
 from attrs import asdict
@@ -45,7 +47,7 @@ _PAGE: Final = 100  # messages that browse reads at once
 _SCAN: Final = 1000  # keys that are looked at at once
 _OLDEST: Final = (6, 2)
 
-_Row = tuple[Any, ...]  # of a message, as the script wants it
+_Row = tuple[str, tuple[str, int | str, str], bytes]  # of a message: id; place, due time and what to do with the id; record
 _Waiting = tuple[_Row, "asyncio.Future[Enqueued]"]
 
 
@@ -210,7 +212,7 @@ class RedisMessageBroker(MessageBroker):
             self._sizes[queue] = 0
             loop.call_soon(self._send, queue, batch)
         batch.append((row, waiting))
-        self._sizes[queue] += len(row[4])
+        self._sizes[queue] += len(row[2])
         if len(batch) >= self.settings.merge_batch or self._sizes[queue] >= self.settings.merge_bytes:
             self._send(queue, batch)
         outcome: Enqueued = await waiting
@@ -224,7 +226,7 @@ class RedisMessageBroker(MessageBroker):
         rows = [row for row, _ in batch]
         reply = None
         if not self.settings.wait_replicas:
-            reply = self.client.post(ENQUEUE, self.base(queue), *[cell for row in rows for cell in row])
+            reply = self.client.post(ENQUEUE, self.base(queue), *_words(rows))
         if reply is None:
             self.carry_out(self._send_again(queue, rows, batch, sent=False))
         else:
@@ -271,14 +273,13 @@ class RedisMessageBroker(MessageBroker):
                 parts.append([])
                 size = 0
             parts[-1].append(row)
-            size += len(row[4])
+            size += len(row[2])
         return parts
 
     async def _enqueue(self, queue: str, rows: list[_Row], *, sent: bool = False) -> list[Enqueued | MessageBrokerError]:
         """One outcome for each; errors are returned. `sent`: it may have been carried out before."""
-        cells = [cell for row in rows for cell in row]
         try:
-            answer = await self._producer.run(ENQUEUE, self.base(queue), *cells, again=sent)
+            answer = await self._producer.run(ENQUEUE, self.base(queue), *_words(rows), again=sent)
             if self.settings.wait_replicas:
                 await self._replicated(queue)
         except UnreachableError as error:
@@ -309,7 +310,7 @@ class RedisMessageBroker(MessageBroker):
     def _row(self, envelope: Envelope) -> _Row:
         key = envelope.key
         record = self.checked(encode(envelope, self._stamp()), envelope)
-        return key.id_, place_of(key), self.due(envelope), _MODES[envelope.on_duplicate], record
+        return key.id_, (place_of(key), self.due(envelope), _MODES[envelope.on_duplicate]), record
 
     def checked(self, record: bytes, envelope: Envelope) -> bytes:
         """Raise `PayloadTooLargeError` if the payload is over the limit."""
@@ -422,6 +423,15 @@ def _as_enqueue_error(outcome: Any) -> Enqueued | EnqueueError:
     error = EnqueueError(str(outcome))
     error.__cause__ = outcome
     return error
+
+
+def _words(rows: Sequence[_Row]) -> list[Any]:
+    """Messages as the script wants them: what neighbours have in common is said once."""
+    words: list[Any] = []
+    for common, run in groupby(rows, key=itemgetter(1)):
+        each = [word for id_, _, record in run for word in (id_, record)]
+        words += [len(each) // 2, *common, *each]
+    return words
 
 
 def _outcomes(rows: Sequence[_Row], states: int | Sequence[bytes]) -> list[Enqueued | MessageBrokerError]:

@@ -16,7 +16,8 @@ import pytest
 import redis
 
 from repid_core import Connection, Job, Router, Worker
-from repid_core.data import Death, DeathReason, MessageCategory
+from repid_core.data import Death, DeathReason, Enqueued, Envelope, MessageCategory, Parameters, Priority, RoutingKey
+from repid_core.errors import DuplicateJobError
 from repid_redis import RedisMessageBroker, RedisMessageBrokerSettings
 from servers import Server
 
@@ -37,6 +38,66 @@ async def bury(broker: RedisMessageBroker, connection: Connection, *ids: str) ->
 
 async def dead(broker: RedisMessageBroker) -> list[str]:
     return [browsed.envelope.key.id_ async for browsed in broker.browse("q", MessageCategory.DEAD)]
+
+
+class TestOneCall:
+    @staticmethod
+    def envelope(id_: str, priority: Priority = Priority.MEDIUM, topic: str = "work", **options: Any) -> Envelope:
+        now = datetime.now(UTC)
+        return Envelope(RoutingKey(id_, topic, "q", priority), Parameters(now), id_.encode(), **options)
+
+    async def test_order_holds_whatever_is_between(self, redis_url: str, prefix: str) -> None:
+        """Neighbours that have something in common share its words; that is not to be seen."""
+        later = datetime.now(UTC) + timedelta(hours=1)
+        ids = [f"{number}" for number in range(30)]
+        envelopes = [
+            self.envelope(
+                id_,
+                (Priority.MEDIUM, Priority.HIGH)[number % 3 == 0],
+                topic=("work", "other")[number % 2],
+                due=later if number % 5 == 0 else None,
+                on_duplicate=("raise", "keep")[number % 7 == 0],
+            )
+            for number, id_ in enumerate(ids)
+        ]
+        async with Connection(RedisMessageBroker(redis_url, prefix=prefix)) as connection:
+            broker = connection.message_broker
+            assert await broker.enqueue_many(envelopes) == [Enqueued.NEW] * 30
+            stats = await broker.queue_stats("q")
+            assert (stats.ready, stats.delayed) == (24, 6)
+            for topic in ("work", "other"):
+                mine = [each.key for each in envelopes if each.due is None and each.key.topic == topic]
+                wanted = [key.id_ for key in sorted(mine, key=lambda key: -key.priority)]
+                consumer = broker.consumer("q", [topic], prefetch=30)
+                await consumer.start()
+                assert [delivery.envelope.key.id_ for delivery in await consumer.receive(30)] == wanted
+                await consumer.close()
+
+    async def test_an_id_may_be_there_several_times(self, redis_url: str, prefix: str) -> None:
+        later = datetime.now(UTC) + timedelta(hours=1)
+        async with Connection(RedisMessageBroker(redis_url, prefix=prefix)) as connection:
+            broker = connection.message_broker
+            first, delayed, kept, refused, replacing, last = await broker.enqueue_many(
+                [
+                    self.envelope("a"),
+                    self.envelope("b", due=later),
+                    self.envelope("a", on_duplicate="keep"),
+                    self.envelope("a"),
+                    self.envelope("b", Priority.HIGH, on_duplicate="replace"),
+                    self.envelope("c"),
+                ]
+            )
+            assert (first, delayed, kept, replacing, last) == (
+                *(Enqueued.NEW, Enqueued.NEW, Enqueued.KEPT, Enqueued.REPLACED, Enqueued.NEW),
+            )
+            assert isinstance(refused, DuplicateJobError)
+            assert refused.state == "ready"
+            stats = await broker.queue_stats("q")
+            assert (stats.ready, stats.delayed) == (3, 0)
+            consumer = broker.consumer("q", ["work"], prefetch=3)
+            await consumer.start()
+            assert [delivery.envelope.key.id_ for delivery in await consumer.receive(3)] == ["b", "a", "c"]
+            await consumer.close()
 
 
 class TestTheDead:
