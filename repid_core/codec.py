@@ -48,6 +48,8 @@ _MOST, _UINT32, _INT64 = (1 << 31) - 1, (1 << 32) - 1, (1 << 63) - 1
 _DEPTH = 32  # of fields that are not known here
 _OUTCOME = ("success", "started_when", "finished_when", "exception", "traceback")
 _KEY = frozenset({"id", "topic", "queue", "priority"})
+_BESIDE = _KEY | {"content_type"}
+_NONE = frozenset[str]()
 _KNOWN = _KEY | {
     *("content_type", "timestamp", "timeout", "retries", "result", "args", "ttl", "due", "expires_at"),
     *("recurrence", "headers"),
@@ -254,21 +256,22 @@ def encode_envelope(envelope: Envelope, *, with_key: bool = True) -> bytes:
         with_key: Whether the frame says id, topic, queue and priority. Stores that keep these beside it can save the space;
             what they write has no key, and is of use to nobody else.
     """
-    return _frame(_MESSAGE, _text(envelope, with_key), envelope.payload)
+    return _frame(_MESSAGE, _text(envelope, _NONE if with_key else _KEY), envelope.payload)
 
 
-def _text(envelope: Envelope, with_key: bool = True) -> str:
-    """The JSON of a message."""
+def _text(envelope: Envelope, without: frozenset[str] = _NONE) -> str:
+    """The JSON of a message, without some or all of the fields that a store may keep beside it."""
     if envelope.extra or envelope.headers or envelope.parameters.recurrence is not None:
-        fields = message_fields(envelope)
-        return _dumps(fields if with_key else {name: value for name, value in fields.items() if name not in _KEY})
-    return _common(envelope, with_key)
+        return _dumps({name: value for name, value in message_fields(envelope).items() if name not in without})
+    return _common(envelope, without)
 
 
-def _common(envelope: Envelope, with_key: bool) -> str:
+def _common(envelope: Envelope, without: frozenset[str]) -> str:
     """The JSON of `message_fields` for a message without recurrence, headers and extra fields, made three times as fast."""
     key, parameters, args = envelope.key, envelope.parameters, ""
-    head = f'"id":{_quote(key.id_)},{_shared(key.topic, key.queue, key.priority)},' if with_key else ""
+    head = "" if "id" in without else f'"id":{_quote(key.id_)},{_shared(key.topic, key.queue, key.priority)},'
+    if "content_type" not in without:
+        head += f'"content_type":{_quote(envelope.content_type)},'
     counts, times = "", ""
     if parameters.retries or parameters.tried:
         counts = f',"retries":{{"max":{parameters.retries},"tried":{parameters.tried}}}'
@@ -283,10 +286,7 @@ def _common(envelope: Envelope, with_key: bool) -> str:
         times += f',"due":{to_ms(envelope.due)}'
     if envelope.expires_at:
         times += f',"expires_at":{to_ms(envelope.expires_at)}'
-    return (
-        f'{{{head}"content_type":{_quote(envelope.content_type)},"timestamp":{to_ms(parameters.timestamp)},'
-        f'"timeout":{_to_span(parameters.timeout)}{counts}{args}{times}}}'
-    )
+    return f'{{{head}"timestamp":{to_ms(parameters.timestamp)},"timeout":{_to_span(parameters.timeout)}{counts}{args}{times}}}'
 
 
 @lru_cache(4096)
@@ -308,16 +308,26 @@ def decode_envelope(data: bytes, key: RoutingKey | None = None) -> Envelope:
     return envelope_from_fields(*_unframe(_MESSAGE, "the message", data, CorruptMessageError), key)
 
 
-def encode_header(envelope: Envelope) -> bytes:
-    """All of a message but its payload, as the value of one header, for stores whose messages have such."""
-    return b"%d %b" % (VERSION, _utf8(_text(envelope)))
+def encode_header(envelope: Envelope, *, bare: bool = False) -> bytes:
+    """All of a message but its payload, as the value of one header, for stores whose messages have such.
+
+    Args:
+        envelope: The message.
+        bare: Whether to leave out id, topic, queue, priority and content type, which the store keeps beside it.
+    """
+    return b"%d %b" % (VERSION, _utf8(_text(envelope, _BESIDE if bare else _NONE)))
 
 
-def decode_header(header: bytes, payload: bytes) -> Envelope:
+def decode_header(header: bytes, payload: bytes, beside: Mapping[str, Any] | None = None) -> Envelope:
     """The message of `encode_header`, with what was beside it.
 
+    Args:
+        header: The value.
+        payload: The message's payload.
+        beside: Fields that a bare header has left out, by their names in `message_fields`. What the header says goes first.
+
     Raises:
-        CorruptMessageError: It is truncated or foreign.
+        CorruptMessageError: It is truncated or foreign, or a field is missing or not valid.
         NewerFormatError: A newer repid wrote it.
     """
     version, _, text = header.partition(b" ")
@@ -325,7 +335,7 @@ def decode_header(header: bytes, payload: bytes) -> Envelope:
         raise CorruptMessageError(f"the message is not in repid's format: its header begins with {header[:8]!r}")
     if int(version) > VERSION:
         raise NewerFormatError(_NEWER.format("the message", int(version), VERSION))
-    return envelope_from_fields(_object("the message", text, CorruptMessageError), payload)
+    return envelope_from_fields({**(beside or {}), **_object("the message", text, CorruptMessageError)}, payload)
 
 
 def death_fields(death: Death) -> dict[str, Any]:

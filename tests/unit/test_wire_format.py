@@ -20,9 +20,10 @@ from repid_core.codec import (
     death_from_fields,
     decode_bucket,
     decode_envelope,
+    decode_header,
     encode_bucket,
     encode_envelope,
-    envelope_from_fields,
+    encode_header,
     message_fields,
 )
 from repid_core.data import (
@@ -36,7 +37,7 @@ from repid_core.data import (
     Recurrence,
     RoutingKey,
 )
-from repid_core.errors import NewerFormatError
+from repid_core.errors import CorruptMessageError, NewerFormatError
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 SECOND, DAY = timedelta(seconds=1), timedelta(days=1)
@@ -245,9 +246,40 @@ def test_the_producer_of_the_page_writes_what_repid_reads() -> None:
     assert abs(envelope.parameters.timestamp - datetime.now(UTC)) < timedelta(minutes=1)
 
 
+HEADERS = [line for line in re.findall(r"^```text\n(.*?)\n```$", PAGE, re.MULTILINE | re.DOTALL) if line.startswith("1 {")]
+BESIDE = {"id": "a", "topic": "greet", "queue": "default", "priority": 5, "content_type": "application/json"}
+
+
 def test_a_store_with_headers_carries_the_same_fields_apart() -> None:
-    version, _, text = block("text").rstrip("\n").partition(" ")
-    fields = message_fields(EXAMPLE)
-    assert version == "1"
-    assert text == json.dumps(fields, separators=(",", ":"))
-    assert envelope_from_fields(json.loads(text), EXAMPLE.payload) == EXAMPLE
+    whole, bare = HEADERS
+    assert encode_header(EXAMPLE).decode() == whole
+    assert decode_header(whole.encode(), EXAMPLE.payload) == EXAMPLE
+    assert encode_header(EXAMPLE, bare=True).decode() == bare
+    assert decode_header(bare.encode(), EXAMPLE.payload, BESIDE) == EXAMPLE
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"headers": {"trace": "1"}},
+        {"extra": {"new": 1}},
+        {"parameters": Parameters(NOON, recurrence=Recurrence(cron="0 * * * *"))},
+        {"due": NOON, "args_id": "b", "payload": b""},
+    ],
+)
+def test_a_bare_header_has_all_that_is_not_beside_it(more: dict[str, Any]) -> None:
+    envelope = evolve(EXAMPLE, **more)
+    header = encode_header(envelope, bare=True)
+    assert not json.loads(header[2:]).keys() & BESIDE.keys()
+    assert decode_header(header, envelope.payload, BESIDE) == envelope
+
+
+def test_what_a_header_says_goes_before_what_is_beside_it() -> None:
+    others = {"id": "z", "topic": "other", "queue": "other", "priority": 9, "content_type": "text/plain"}
+    assert decode_header(encode_header(EXAMPLE), EXAMPLE.payload, others) == EXAMPLE
+
+
+@pytest.mark.parametrize(("name", "value"), [("id", ""), ("topic", ""), ("queue", "9"), ("priority", 4), ("content_type", None)])
+def test_what_is_beside_a_bare_header_is_checked_as_well(name: str, value: Any) -> None:
+    with pytest.raises(CorruptMessageError, match=f"(?i){name.split('_', maxsplit=1)[0]}"):
+        decode_header(encode_header(EXAMPLE, bare=True), b"", BESIDE | {name: value})

@@ -333,7 +333,7 @@ class RabbitConsumer(Consumer):
         delivery = RabbitDelivery(self, session, tag, properties, body, redelivered=redelivered)
         session.held[tag] = delivery
         if self._topics is not None and properties.topic not in self._topics:
-            topic = wire.topic_of(properties, body)
+            topic = wire.topic_of(properties, body, self.queue)
             if topic is not None and topic not in self._topics:
                 self._pass_over(delivery, topic)
                 return

@@ -50,7 +50,7 @@ class RabbitDelivery(Delivery):
     @property
     def envelope(self) -> Envelope:
         if self._envelope is None:
-            self._envelope = wire.decode(self.properties, self.body)
+            self._envelope = wire.decode(self.properties, self.body, self._consumer.queue)
             self._consumer.broker.warn_of_timeout(self._envelope)
         return self._envelope
 

@@ -50,8 +50,8 @@ def _short(text: bytes) -> bytes:
 
 @lru_cache(4096)
 def _named(text: str) -> bytes:
-    """What many messages have in common."""
-    return _short(text.encode()[:255])
+    """What many messages have in common, cut to what fits."""
+    return _short(text.encode()[:255].decode(errors="ignore").encode())
 
 
 @lru_cache(4096)

@@ -309,13 +309,14 @@ class RabbitMessageBroker(MessageBroker):
         """Publish a message among the dead."""
         message_id = self.message_id()
         death_header = wire.encode_death(death)
-        props = wire.again(delivery.properties, message_id, delivery.properties.priority, repid_death=death_header)
+        priority = wire.priority_of(delivery.properties, delivery.body, queue)
+        props = wire.again(delivery.properties, message_id, PRIORITIES[priority], repid_death=death_header)
         self._check_headers(props)
         await self.send(queue, ("", self.topology.names(queue).dead), props, delivery.body, message_id)
 
     async def send_round(self, queue: str, delivery: RabbitDelivery, bounces: int, seconds: int) -> None:
         """Publish a message to be given out in so many seconds."""
-        message_id, priority = self.message_id(), wire.priority_of(delivery.properties, delivery.body)
+        message_id, priority = self.message_id(), wire.priority_of(delivery.properties, delivery.body, queue)
         props = wire.again(delivery.properties, message_id, PRIORITIES[priority], repid_bounces=b"%d" % bounces)
         await self.send(queue, self.topology.round(queue, priority, seconds), props, delivery.body, message_id)
 
@@ -325,7 +326,8 @@ class RabbitMessageBroker(MessageBroker):
 
     async def send_back(self, queue: str, delivery: RabbitDelivery, message_id: str) -> None:
         """Publish a message to be given out next, with a note that it has come back once."""
-        props = wire.again(delivery.properties, message_id, RETURNED, repid_returned=b"1")
+        priority = wire.priority_of(delivery.properties, delivery.body, queue)
+        props = wire.again(delivery.properties, message_id, RETURNED, repid_returned=b"%d" % PRIORITIES[priority])
         await self.send(queue, ("", self.topology.names(queue).base), props, delivery.body, message_id)
 
     # -- messages go out -----------------------------------------------------------------------------------------------

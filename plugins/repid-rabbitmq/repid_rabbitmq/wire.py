@@ -1,6 +1,8 @@
-"""Messages as RabbitMQ carries them: all that a worker needs in one header, and the payload as the body.
+"""Messages as RabbitMQ carries them: the payload as the body, and the rest in properties and one header.
 
-`docs/reference/wire-format.md` of repid-core describes the header, and the README the properties beside it.
+`docs/reference/wire-format.md` of repid-core describes the header, and the README the properties beside it. What properties
+say, the header does not repeat: a queue of RabbitMQ 3.10 took a quarter more messages a second when none of a message's texts
+had 64 bytes or more, which Erlang keeps apart from the process that has them.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ RETURNED: Final = "repid-returned"
 
 NOTHING: Final = frames.Properties({})
 
+_SHORT: Final = 255  # bytes of a short string of AMQP; a character is up to four
+_PRIORITIES: Final = {level: int(priority) for priority, level in PRIORITIES.items()}
+
 _dumps: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -28,7 +33,7 @@ def encode(envelope: Envelope, message_id: str) -> bytes:
     """The properties of a message."""
     key = envelope.key
     return frames.properties(
-        {HEADER: encode_header(envelope)},
+        {HEADER: encode_header(envelope, bare=len(key.id_) <= _SHORT and len(envelope.content_type) <= _SHORT // 4)},
         content_type=envelope.content_type,
         priority=PRIORITIES[key.priority],
         correlation_id=key.id_,
@@ -52,8 +57,8 @@ def again(props: frames.Properties, message_id: str, priority: int, **headers: b
     )
 
 
-def decode(props: frames.Properties, body: bytes) -> Envelope:
-    """The message.
+def decode(props: frames.Properties, body: bytes, queue: str) -> Envelope:
+    """The message, in the queue that it was found in.
 
     Raises:
         CorruptMessageError: It was not written by repid, or is damaged.
@@ -62,23 +67,37 @@ def decode(props: frames.Properties, body: bytes) -> Envelope:
     header = props.headers.get(HEADER)
     if not isinstance(header, bytes):
         raise CorruptMessageError(f"the message has no header {HEADER!r}, so it was not written for repid")
-    return decode_header(header, body)
+    beside = {
+        "id": props.correlation_id,
+        "topic": props.topic,
+        "queue": queue,
+        "priority": _priority(props),
+        "content_type": props.content_type,
+    }
+    return decode_header(header, body, beside)
 
 
-def priority_of(props: frames.Properties, body: bytes) -> Priority:
+def _priority(props: frames.Properties) -> int | None:
+    if props.priority in _PRIORITIES:
+        return _PRIORITIES[props.priority]
+    returned = props.headers.get(RETURNED)  # it has come back, to go before all others
+    return _PRIORITIES.get(int(returned)) if isinstance(returned, bytes) and returned in (b"0", b"1", b"2") else None
+
+
+def priority_of(props: frames.Properties, body: bytes, queue: str) -> Priority:
     """How urgent the message is, whatever priority the server gives it."""
     try:
-        return decode(props, body).key.priority
+        return decode(props, body, queue).key.priority
     except CodecError:
         return Priority.MEDIUM
 
 
-def topic_of(props: frames.Properties, body: bytes) -> str | None:
+def topic_of(props: frames.Properties, body: bytes, queue: str) -> str | None:
     """Which actor the message is for; None if it does not say."""
     if props.topic:
         return props.topic
     try:
-        return decode(props, body).key.topic
+        return decode(props, body, queue).key.topic
     except CodecError:
         return None
 
