@@ -297,7 +297,9 @@ class TestTimeouts:
         with pytest.raises(TimeoutError, match="its own"):
             repid.run(fail, timeout=30)
 
-    def test_keyboard_interrupt_cancels_the_call_and_leaves_the_rest_alone(self, repid):
+    def test_keyboard_interrupt_cancels_the_call_and_leaves_the_rest_alone(self, repid, request):
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which Python leaves out where a shell has it ignored
+        request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
         begun, ended = threading.Event(), threading.Event()
 
         async def long() -> None:
