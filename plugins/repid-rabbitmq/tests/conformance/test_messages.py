@@ -39,6 +39,11 @@ class RabbitMessageBrokerSuite(MessageBrokerConformance):
                 connect_timeout=timedelta(seconds=2),
             )
 
+    @property
+    def a_while(self) -> timedelta:
+        """A queue's first delayed message waits until its levels are made, 25 quorum queues: seconds, on a busy machine."""
+        return timedelta(seconds=5)
+
     async def kill_consumer(self, broker: MessageBroker, consumer: Consumer) -> None:
         assert isinstance(broker, RabbitMessageBroker)
         broker._abandon()
