@@ -132,7 +132,7 @@ async def pull_the_cable(_node: Node, proxy: FaultProxy) -> None:
 
 
 async def swallow_a_confirmation(_node: Node, proxy: FaultProxy) -> None:
-    proxy.swallow_replies(b'"work"')
+    proxy.swallow_replies(b"\x04work")  # the property `type` of a message
 
 
 async def delete_the_queue(node: Node, _proxy: FaultProxy) -> None:
