@@ -187,7 +187,7 @@ async def test_producers_and_workers_go_on_after(node: Node, prefix: str, queue_
 
 async def test_a_server_short_of_memory_makes_enqueue_wait_and_say_why(node: Node, prefix: str) -> None:
     seen: Counter[int] = Counter()
-    async with at_work(node.url, seen, prefix=prefix, publish_timeout=3 * SECOND) as connection:
+    async with at_work(node.url, seen, prefix=prefix, publish_timeout=8 * SECOND) as connection:
         await connection.enqueue_many([Job("work", "q", args={"i": i}, connection=connection) for i in range(20)])
         await until(lambda: len(seen) == 20)
         await asyncio.to_thread(node.alarm)
