@@ -246,6 +246,16 @@ async def test_a_broker_that_cannot_connect_changes_nothing(stub: Stub, interval
     assert sys.getswitchinterval() == interval
 
 
+async def test_a_loop_that_is_gone_leaves_no_interval_behind(stub: Stub, interval: float) -> None:
+    stub.answers = [reply(200)]
+    broker = S3BucketBroker(f"s3://bucket/jobs/?endpoint_url={stub.url}", session=session(), lifecycle="off")
+    await asyncio.to_thread(asyncio.run, broker.connect())
+    await broker.connect()
+    assert sys.getswitchinterval() == pytest.approx(0.0005)
+    await broker.disconnect()
+    assert sys.getswitchinterval() == interval
+
+
 async def test_what_the_application_sets_stays(stub: Stub, interval: float) -> None:
     stub.answers = [reply(200)]
     broker = S3BucketBroker(f"s3://bucket/jobs/?endpoint_url={stub.url}", session=session(), lifecycle="off")
