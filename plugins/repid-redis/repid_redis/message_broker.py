@@ -213,7 +213,7 @@ class RedisMessageBroker(MessageBroker):
             loop.call_soon(self._send, queue, batch)
         batch.append((row, waiting))
         self._sizes[queue] += len(row[2])
-        if len(batch) >= self.settings.merge_batch or self._sizes[queue] >= self.settings.merge_bytes:
+        if 2 * len(batch) >= self.settings.merge_batch or self._sizes[queue] >= self.settings.merge_bytes:
             self._send(queue, batch)
         outcome: Enqueued = await waiting
         return outcome

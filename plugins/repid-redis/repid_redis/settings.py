@@ -220,7 +220,8 @@ class RedisMessageBrokerSettings(RedisSettings):
         block_timeout: How long an idle consumer waits on the server before it asks again. At least 1 s. Default: 5 s.
         max_deliveries: How many workers a message may kill before it goes to DEAD, reason `poison`. At least 2. Default: 5.
         fetch_max_bytes: How many bytes a consumer asks for at once; a message that is larger comes alone. Default: 4 MiB.
-        merge_batch: The most messages in one command; the server works on them while the next are made. Default: 50.
+        merge_batch: The most messages in one command. Jobs enqueued one by one go at half of it, so that the server works on one
+            half while the other is made. Default: 100.
         merge_bytes: The most bytes that are sent as one command; a message that is larger goes alone. Default: 1 MiB.
         dead_max_age: How long dead messages are kept. Default: None, for ever.
         dead_max_count: How many dead messages a queue keeps; the oldest go first. Default: 100,000; None for no limit.
@@ -235,7 +236,7 @@ class RedisMessageBrokerSettings(RedisSettings):
     block_timeout: timedelta = field(default=timedelta(seconds=5), kw_only=True, validator=_span(timedelta(seconds=1)))
     max_deliveries: int = field(default=5, kw_only=True, validator=_whole(2))
     fetch_max_bytes: Size = field(default=4 << 20, kw_only=True, validator=_whole(1))
-    merge_batch: int = field(default=50, kw_only=True, validator=_whole(1, 1000))  # Lua unpacks some 8,000 values
+    merge_batch: int = field(default=100, kw_only=True, validator=_whole(1, 1000))  # Lua unpacks some 8,000 values
     merge_bytes: Size = field(default=1 << 20, kw_only=True, validator=_whole(1))
     dead_max_age: timedelta | None = field(default=None, kw_only=True, validator=_span(timedelta(seconds=1), none="ever"))
     dead_max_count: int | None = field(default=100_000, kw_only=True, validator=_whole(1, none="no limit"))

@@ -28,22 +28,24 @@ local function stand(place, id, due)
   end
 end
 
-local runs, ids, count, at = {}, {}, 0, 1
+local runs, count, at = {}, 0, 1
 while at < #ARGV do
-  local run = { first = at + 4, last = at + 3 + 2 * ARGV[at], place = ARGV[at + 1], due = ARGV[at + 2], mode = ARGV[at + 3] }
-  for i = run.first, run.last, 2 do
-    count = count + 1
-    ids[count] = ARGV[i]
+  local ids, place, due, last = {}, ARGV[at + 1], ARGV[at + 2], at + 3 + 2 * ARGV[at]
+  for i = at + 4, last, 2 do
+    ids[#ids + 1] = ARGV[i]
   end
-  runs[#runs + 1], at = run, run.last + 1
+  runs[#runs + 1] = { first = at + 4, last = last, ids = ids, place = place, due = due, mode = ARGV[at + 3] }
+  count, at = count + #ids, last + 1
 end
 
 -- Mostly no id is live, and none is twice in a call: then all records are written at once.
 local fresh, added = true, 0
-for from = 1, count, 1000 do
-  if fresh then
-    for _, old in ipairs(call('HMGET', B .. 'b', unpack(ids, from, math.min(from + 999, count)))) do
-      fresh = fresh and not old
+for _, run in ipairs(runs) do
+  for from = 1, fresh and #run.ids or 0, 1000 do
+    for _, old in ipairs(call('HMGET', B .. 'b', unpack(run.ids, from, math.min(from + 999, #run.ids)))) do
+      if old then
+        fresh = false
+      end
     end
   end
 end
@@ -55,15 +57,22 @@ if fresh then
   end
   if added == count then
     for _, run in ipairs(runs) do
-      for i = run.first, run.last, 2 do
-        stand(run.place, ARGV[i], run.due)
+      if run.due == '' and not ready[run.place] then
+        ready[run.place] = run.ids
+        order[#order + 1] = run.place
+      else
+        for _, id in ipairs(run.ids) do
+          stand(run.place, id, run.due)
+        end
       end
     end
     flush()
     return count
   end
-  for from = 1, count, 1000 do
-    call('HDEL', B .. 'b', unpack(ids, from, math.min(from + 999, count)))
+  for _, run in ipairs(runs) do
+    for from = 1, #run.ids, 1000 do
+      call('HDEL', B .. 'b', unpack(run.ids, from, math.min(from + 999, #run.ids)))
+    end
   end
 end
 
