@@ -92,7 +92,7 @@ class Job(Generic[T]):
         InvalidJobError: A `ValueError` that names the argument.
     """
 
-    def __init__(  # noqa: C901, PLR0912 — one check for each argument
+    def __init__(  # noqa: C901, PLR0912, PLR0915 — one check for each argument
         self: Job[Any],
         name: str,
         queue: str | Queue = "default",
@@ -119,12 +119,17 @@ class Job(Generic[T]):
         try:
             self.name = check_name(name, "actor name")
             self._queue = check_name(queue.name if isinstance(queue, Queue) else queue, "queue name")
-            if priority not in _PRIORITIES:
-                raise InvalidJobError(f"priority={priority!r}: choose Priority.LOW, MEDIUM or HIGH")
-            self.priority = Priority(priority)
-            for what, given in (("id_", id_), ("args_id", args_id), ("result_id", result_id)):
-                if given is not None:
-                    check_id(given, what)
+            if type(priority) is not Priority:
+                if priority not in _PRIORITIES:
+                    raise InvalidJobError(f"priority={priority!r}: choose Priority.LOW, MEDIUM or HIGH")
+                priority = Priority(priority)
+            self.priority = priority
+            if id_ is not None:
+                check_id(id_, "id_")
+            if args_id is not None:
+                check_id(args_id, "args_id")
+            if result_id is not None:
+                check_id(result_id, "result_id")
             if cron is not None:
                 check_cron(cron, timezone)
             if isinstance(deferred_until, datetime):
@@ -139,14 +144,14 @@ class Job(Generic[T]):
         if timezone is not None and cron is None:
             raise InvalidJobError(f"timezone={timezone!r} is for cron lines, and there is none")
         _check_duration("timeout", timeout, _MILLISECOND)
-        for what, duration, least in (
-            ("deferred_by", deferred_by, _SECOND),
-            ("ttl", ttl, _MILLISECOND),
-            ("args_ttl", args_ttl, _SECOND),
-            ("result_ttl", result_ttl, _SECOND),
-        ):
-            if duration is not None:
-                _check_duration(what, duration, least)
+        if deferred_by is not None:
+            _check_duration("deferred_by", deferred_by, _SECOND)
+        if ttl is not None:
+            _check_duration("ttl", ttl, _MILLISECOND)
+        if args_ttl is not None:
+            _check_duration("args_ttl", args_ttl, _SECOND)
+        if result_ttl is not None:
+            _check_duration("result_ttl", result_ttl, _SECOND)
         if type(retries) is not int or not 0 <= retries < _MOST_RETRIES:
             raise InvalidJobError(f"retries={retries!r}: give a whole number, 0 or more, and less than {_MOST_RETRIES:,}")
         if args_id is not None:
@@ -293,25 +298,19 @@ class Job(Generic[T]):
             connection.payloads.results()
         if args_id is not None:
             connection.payloads.args()
-        envelope = Envelope(
-            key=RoutingKey(self.id_ or new_id(), self.name, self._queue, self.priority),
-            parameters=Parameters(
-                timestamp=now,
-                timeout=self.timeout,
-                retries=self.retries,
-                result_id=self.result_id if stores else None,
-                result_ttl=self.result_ttl if stores else None,
-                ttl=self.ttl,
-                recurrence=recurrence,
-            ),
-            payload=payload,
-            content_type=serializer.content_type,
-            args_id=args_id,
-            args_owned=bucket is not None and self._args_id is None,
-            due=due,
-            expires_at=None if self.ttl is None or recurrence is not None else (due or now) + self.ttl,
-            headers=self.headers,
-            on_duplicate=self.on_duplicate,
+        result_id, result_ttl = (self.result_id, self.result_ttl) if stores else (None, None)
+        parameters = Parameters(now, self.timeout, self.retries, 0, result_id, result_ttl, self.ttl, recurrence)
+        envelope = Envelope(  # by position, as above: by name takes a quarter longer
+            RoutingKey(self.id_ or new_id(), self.name, self._queue, self.priority),
+            parameters,
+            payload,
+            serializer.content_type,
+            args_id,
+            bucket is not None and self._args_id is None,
+            due,
+            None if self.ttl is None or recurrence is not None else (due or now) + self.ttl,
+            self.headers,
+            self.on_duplicate,
         )
         connection.check_envelope(envelope)
         self._sent = envelope

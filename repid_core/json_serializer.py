@@ -134,13 +134,25 @@ def _default(value: Any) -> Any:
     return write(value)
 
 
-_encode = json.JSONEncoder(
-    ensure_ascii=False,
-    check_circular=False,  # a cycle ends in RecursionError, and the walk then finds it
-    allow_nan=False,
-    separators=(",", ":"),
-    default=_default,
-).encode
+def _encoder() -> Callable[[Any], str]:
+    """`JSONEncoder.encode` that sets up its machine once: doing so for every value takes as long as to encode a small one."""
+    encoder = json.JSONEncoder(
+        ensure_ascii=False,
+        check_circular=False,  # a cycle ends in RecursionError, and the walk then finds it
+        allow_nan=False,
+        separators=(",", ":"),
+        default=_default,
+    )
+    try:
+        write = vars(json.encoder)["c_make_encoder"](
+            None, encoder.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
+        )
+    except (KeyError, TypeError):  # this Python has none, or another
+        return encoder.encode
+    return lambda value: "".join(write(value, 0))
+
+
+_encode = _encoder()
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -55,6 +55,13 @@ class Line:
         """Whether there is a connection."""
         return self.link is not None and self.link.is_up
 
+    @property
+    def version(self) -> tuple[int, int] | tuple[()]:
+        """Major and minor of the server that it is connected to; empty if there is none, or it does not tell."""
+        said = "" if self.link is None else str(self.link.server.get("version", ""))
+        major, minor = (*said.split("."), "", "")[:2]
+        return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else ()
+
     async def open(self) -> None:
         """Connect for the first time; failing or cancelled, leave nothing open. Idempotent.
 

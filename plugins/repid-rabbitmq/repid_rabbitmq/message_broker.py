@@ -104,14 +104,12 @@ class RabbitMessageBroker(MessageBroker):
         self._loop = loop
 
     def _check_server(self, line: Line) -> None:
-        version = str(line.link.server.get("version", "")) if line.link is not None else ""
-        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-        if numbers and numbers < _OLDEST:
-            logger.warning("%s runs RabbitMQ %s; repid-rabbitmq wants %d.%d or newer", line.address, version, *_OLDEST)
-        if self.settings.consumer_timeout is not None and numbers and numbers < (3, 12):
+        if () < line.version < _OLDEST:
+            logger.warning("%s runs RabbitMQ %d.%d; repid-rabbitmq wants %d.%d or newer", line.address, *line.version, *_OLDEST)
+        if self.settings.consumer_timeout is not None and () < line.version < (3, 12):
             logger.warning(
-                "%s runs RabbitMQ %s, which heeds no consumer_timeout of ours: set it in its own configuration",
-                line.address, version,
+                "%s runs RabbitMQ %d.%d, which heeds no consumer_timeout of ours: set it in its own configuration",
+                line.address, *line.version,
             )  # fmt: skip
 
     async def disconnect(self) -> None:

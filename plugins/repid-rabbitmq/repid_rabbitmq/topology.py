@@ -36,6 +36,8 @@ _SUFFIXES: Final = {Priority.LOW: ":low", Priority.MEDIUM: "", Priority.HIGH: ":
 _FOREVER: Final = 1_000_000_000  # returns of a message; RabbitMQ 4 drops messages after 20 unless told otherwise
 _COUNTED: Final = timedelta(days=1)  # for which the deaths that a message has caused are remembered
 _MISSING, _MISMATCH = 404, 406
+_MODE: Final = "x-queue-mode"
+_ON_DISK: Final = (3, 12)  # from here on, classic queues need not be told to keep messages on disk
 
 
 @frozen
@@ -142,7 +144,7 @@ class Topology:
         await line.up(self._settings.connect_timeout.total_seconds())  # all who wait do so at once
         async with self._making:
             if queue not in self._known:
-                await self._run(line, [self._declared(name) for name in self._mine(queue)])
+                await self._make(line, queue)
                 self._known.add(queue)
             if delays and queue not in self._delayed:
                 names = self.names(queue)
@@ -157,9 +159,23 @@ class Topology:
                     )
                 self._delayed.add(queue)
 
-    def _mine(self, queue: str) -> list[tuple[str, dict[str, Any]]]:
+    async def _make(self, line: Line, queue: str) -> None:
+        """Declare the queue. One that another version of the server has made stays as it is."""
+        lazy = () < line.version < _ON_DISK
+        try:
+            await self._run(line, [self._declared(mine) for mine in self._mine(queue, lazy=lazy)])
+        except ChannelClosedError as error:
+            if f"inequivalent arg '{_MODE}'" not in error.text:
+                raise
+            await self._run(line, [self._declared(mine) for mine in self._mine(queue, lazy=not lazy)])
+
+    def _mine(self, queue: str, *, lazy: bool) -> list[tuple[str, dict[str, Any]]]:
+        """Names and arguments. `lazy` is for classic queues: what they keep in memory too costs an older server more to look
+        after than to read it again."""
         names, kind = self.names(queue), self._settings.queue_type
         common: dict[str, Any] = {"x-queue-type": kind}
+        if kind == "classic" and lazy:
+            common[_MODE] = "lazy"
         if kind == "quorum":
             common["x-delivery-limit"] = _FOREVER
             if self._settings.quorum_group_size is not None:

@@ -16,6 +16,7 @@ from repid_core import Connection, Job
 from repid_core.data import MessageCategory
 from repid_core.errors import BrokerConnectionError, EnqueueError, MessageBrokerError, UnsupportedFeatureError
 from repid_rabbitmq import RabbitMessageBroker
+from repid_rabbitmq.line import Line
 from servers import Node
 from tls import Certificates
 
@@ -85,6 +86,22 @@ async def test_a_queue_that_was_made_otherwise(node: Node, prefix: str) -> None:
             await Job("work", "q", connection=connection).enqueue()
     async with Connection(RabbitMessageBroker(node.url, prefix=prefix)) as connection:
         assert (await connection.message_broker.queue_stats("q")).ready == 1
+
+
+@pytest.mark.parametrize(("maker", "user"), [((3, 13), (3, 10)), ((3, 10), (3, 13)), ((), (3, 10))])
+async def test_a_queue_that_another_version_of_the_server_has_made(
+    node: Node, prefix: str, monkeypatch: pytest.MonkeyPatch, maker: tuple[int, ...], user: tuple[int, ...]
+) -> None:
+    """Only servers before 3.12 are told to keep classic queues on disk; what is there already stays, and is used."""
+    for ready, version in enumerate((maker, user), start=1):
+        monkeypatch.setattr(Line, "version", version)
+        async with Connection(RabbitMessageBroker(node.url, prefix=prefix)) as connection:
+            await Job("work", "q", connection=connection).enqueue()
+            assert (await connection.message_broker.queue_stats("q")).ready == ready
+    found = await asyncio.to_thread(node.queues)
+    modes = [dict((name, value) for name, _, value in found[name]["arguments"]).get("x-queue-mode") for name in sorted(found)
+             if name.startswith(prefix)]  # fmt: skip
+    assert modes == 2 * ["lazy" if maker == (3, 10) else None]
 
 
 class Stranger(asyncio.Protocol):
