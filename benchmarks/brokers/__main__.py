@@ -32,6 +32,7 @@ ADAPTERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "rabbitmq": {
         OURS: ("repid:Repid", "repid-rabbitmq"),
         f"{OURS}-quorum": ("repid:RepidQuorum", "repid-rabbitmq"),
+        f"{OURS}-ahead": ("repid:RepidAhead", "repid-rabbitmq"),
         "raw-aio-pika": ("raw:AioPika", "aio-pika"),
         "raw-aio-pika-quorum": ("raw:AioPikaQuorum", "aio-pika"),
         "raw-aiormq": ("raw:Aiormq", "aiormq"),
@@ -42,7 +43,7 @@ ADAPTERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
 }
 SERVERS: Mapping[str, type[Redis | RabbitMQ]] = {"redis": Redis, "rabbitmq": RabbitMQ}
 ALWAYS = {
-    broker: [name for name in known if name.startswith((OURS, RAW)) and name != "raw-aio-pika-quorum"]
+    broker: [name for name in known if name.startswith((OURS, RAW)) and name not in {"raw-aio-pika-quorum", f"{OURS}-ahead"}]
     for broker, known in ADAPTERS.items()
 }
 
@@ -100,6 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--url", help="a server that runs: Redis with an empty database, which is flushed again and again; RabbitMQ"
     )
+    parser.add_argument(
+        "--policy", help="RabbitMQ: a policy for all queues, such as '{\"queue-version\": 2}' for the storage of RabbitMQ 4"
+    )
     parser.add_argument("--out", metavar="FILE", help="where every single figure is added, as a line of JSON")
     parser.add_argument("--render", nargs="+", metavar="FILE", help="measure nothing, but print the table of such files")
     options = parser.parse_args(arguments)
@@ -112,7 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = candidates(options.broker, options.peer, options.without)
     versions = {version(ADAPTERS[options.broker][name][1], candidate.python): None for name, candidate in chosen.items()}
     rows = []
-    with SERVERS[options.broker](options.url, options.server) as server:
+    if options.policy and options.broker != "rabbitmq":
+        parser.error("--policy is for RabbitMQ")
+    given = (options.url, options.server, *([options.policy] if options.policy else []))
+    with SERVERS[options.broker](*given) as server:
         print(f"{server.describe()}, Python {platform.python_version()}, {os.cpu_count()} processors; {', '.join(versions)}\n")
         rounds = Rounds(
             server,

@@ -123,10 +123,12 @@ class RabbitMQ:
     Args:
         url: Where it is, with an administrator who may come from here.
         binary: The `rabbitmqctl` that reaches it.
+        policy: One for all queues.
     """
 
-    def __init__(self, url: str | None = None, binary: str | None = None) -> None:
+    def __init__(self, url: str | None = None, binary: str | None = None, policy: str | None = None) -> None:
         self._server = (url or "amqp://guest:guest@127.0.0.1:5672").rstrip("/")
+        self._policy = policy
         self._ctl = binary or shutil.which("rabbitmqctl")
         self._vhost = ""
 
@@ -154,6 +156,8 @@ class RabbitMQ:
         self._tell("add_vhost", self._vhost)
         user = urlsplit(self._server).username or "guest"
         self._tell("set_permissions", "-p", self._vhost, user, ".*", ".*", ".*")
+        if self._policy is not None:
+            self._tell("set_policy", "-p", self._vhost, "benchmark", ".*", self._policy, "--apply-to", "queues")
 
     def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None) -> None:
         self._tell("delete_vhost", self._vhost)

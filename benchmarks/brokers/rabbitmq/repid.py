@@ -15,10 +15,18 @@ class Repid(repid.Repid):
     """At least once: confirmed, acknowledged after the actor; classic queues, with three priorities."""
 
     queue_type: Literal["classic", "quorum"] = "classic"
+    read_ahead = 0
 
     def connection(self) -> Connection:
         results = RedisBucketBroker(results_url(), prefix=self.queue) if self.results else None
-        return Connection(RabbitMessageBroker(self.url, queue_type=self.queue_type), results_bucket_broker=results)
+        broker = RabbitMessageBroker(self.url, queue_type=self.queue_type, read_ahead=self.read_ahead)
+        return Connection(broker, results_bucket_broker=results)
+
+
+class RepidAhead(Repid):
+    """The same, reading ahead as taskiq does by default: ten messages, or nine and the one that runs."""
+
+    read_ahead = 9
 
 
 class RepidQuorum(Repid):

@@ -39,7 +39,7 @@ _FAULTS: Final = (LinkLostError, ChannelClosedError, UnreachableError, OSError)
 
 
 class RabbitConsumer(Consumer):
-    """Gets messages from a `RabbitMessageBroker`, pushed by the server, as many ahead as `prefetch` allows.
+    """Gets messages from a `RabbitMessageBroker`, pushed by the server, as many as `prefetch` and `read_ahead` allow.
 
     A channel that ends is replaced by another. What it held comes again, perhaps to this consumer: then what runs here is not
     started again, and what is done is acknowledged.
@@ -56,12 +56,13 @@ class RabbitConsumer(Consumer):
         prefetch: int,
         category: MessageCategory,
     ) -> None:
-        self.broker, self.queue, self.category, self.prefetch = broker, queue, category, prefetch
+        self.broker, self.queue, self.category = broker, queue, category
+        self.prefetch = prefetch + (broker.settings.read_ahead if category is MessageCategory.NORMAL else 0)
         self._topics = None if topics is None else frozenset(topics)
         names = broker.topology.names(queue)
         self._sources = [names.dead] if category is MessageCategory.DEAD else names.mains
         self._counts = category is MessageCategory.NORMAL and Capability.POISON in broker.capabilities
-        self._pulls = len(self._sources) > 1 and prefetch == 1
+        self._pulls = len(self._sources) > 1 and self.prefetch == 1
         self._session: Session | None = None
         self._since = 0.0  # when the session began
         self._lanes: list[deque[RabbitDelivery]] = [deque() for _ in self._sources]

@@ -170,8 +170,10 @@ class Topology:
             await self._run(line, [self._declared(mine) for mine in self._mine(queue, lazy=not lazy)])
 
     def _mine(self, queue: str, *, lazy: bool) -> list[tuple[str, dict[str, Any]]]:
-        """Names and arguments. `lazy` is for classic queues: what they keep in memory too costs an older server more to look
-        after than to read it again."""
+        """Names and arguments.
+
+        `lazy` is for classic queues: what they keep in memory too costs an older server more to look after than to read again.
+        """
         names, kind = self.names(queue), self._settings.queue_type
         common: dict[str, Any] = {"x-queue-type": kind}
         if kind == "classic" and lazy:

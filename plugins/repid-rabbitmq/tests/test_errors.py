@@ -99,9 +99,8 @@ async def test_a_queue_that_another_version_of_the_server_has_made(
             await Job("work", "q", connection=connection).enqueue()
             assert (await connection.message_broker.queue_stats("q")).ready == ready
     found = await asyncio.to_thread(node.queues)
-    modes = [dict((name, value) for name, _, value in found[name]["arguments"]).get("x-queue-mode") for name in sorted(found)
-             if name.startswith(prefix)]  # fmt: skip
-    assert modes == 2 * ["lazy" if maker == (3, 10) else None]
+    asked = [{word: value for word, _, value in queue["arguments"]} for name, queue in found.items() if name.startswith(prefix)]
+    assert [arguments.get("x-queue-mode") for arguments in asked] == 2 * ["lazy" if maker == (3, 10) else None]
 
 
 class Stranger(asyncio.Protocol):
