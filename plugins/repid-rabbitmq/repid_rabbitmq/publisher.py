@@ -167,8 +167,9 @@ class Publisher:
             self._conclude(post, taken)
         if self._stale and not unconfirmed:
             self._renew(self._channel)
-        elif self._pending:
-            self._flush()
+        elif self._pending and not self._scheduled:  # other confirmations may be at hand
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
 
     def _renew(self, channel: Channel | None) -> None:
         """Go on over another channel; what this one has not confirmed is sent again."""

@@ -113,7 +113,7 @@ class RabbitMessageBrokerSettings:
         max_payload: The largest payload in bytes; larger ones raise `PayloadTooLargeError` before anything is sent. The server
             has a limit of its own, 128 MiB before RabbitMQ 4 and 16 MiB since. Default: 16 MiB.
         max_unconfirmed: How many messages may be sent before the first of them is confirmed; more wait in this process.
-            Default: 2,000.
+            Default: 5,000.
         read_ahead: How many messages the server may send a consumer beyond those that the worker has room for. A worker of few
             jobs at once that are very short need not wait for the next; but what is read ahead waits for this worker, even if
             others are idle. Default: 0.
@@ -147,7 +147,7 @@ class RabbitMessageBrokerSettings:
     connection_name: str | None = field(default=None, kw_only=True, validator=_text)
     frame_max: Size = field(default=128 << 10, kw_only=True, validator=_whole(4096, 1 << 20))
     max_payload: Size = field(default=16 << 20, kw_only=True, validator=_whole(1, 512 << 20))
-    max_unconfirmed: int = field(default=2000, kw_only=True, validator=_whole(1))
+    max_unconfirmed: int = field(default=5000, kw_only=True, validator=_whole(1))
     read_ahead: int = field(default=0, kw_only=True, validator=_whole(0))
     max_deliveries: int | None = field(default=5, kw_only=True, validator=_whole(3, none="no limit"))
     consumer_timeout: timedelta | None = field(
