@@ -38,12 +38,17 @@ async def test_so_many_more_than_can_run_are_sent_and_go_back_unharmed(
         running = group.create_task(worker.run())
         await began.wait()
         name = broker.topology.names("q").base
-        sent = partial(eventually, lambda: node.queues()[name]["messages_unacknowledged"] == 1 + read_ahead, "they are sent")
-        await asyncio.to_thread(sent)
+
+        async def held(number: int) -> None:
+            there = partial(eventually, lambda: node.queues()[name]["messages_unacknowledged"] == number, f"{number} are held")
+            await asyncio.to_thread(there)
+
+        await held(1 + read_ahead)
         assert starts == [0]
         worker.stop()
         go_on.set()
         assert (await running).processed == 1
+        await held(0)
         assert (await broker.queue_stats("q")).ready == 9
         summary = await Worker([router], tasks_limit=1, messages_limit=9, handle_signals=(), connection=connection).run()
     assert summary.succeeded == 9
