@@ -306,7 +306,7 @@ async def test_a_schedule_that_runs_is_replaced_when_the_run_has_ended() -> None
         await running.wait()
         assert not await Job("poll", id_="schedule.poll").cancel()
         declaring = asyncio.create_task(page.declare(connection))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # nothing is to happen
         assert not declaring.done()
         go_on.set()
         await working

@@ -744,7 +744,7 @@ async def test_what_is_delayed_on_redis_stays_so_without_a_worker(redis_server: 
 
     async with Connection(RedisMessageBroker(redis_server.url, prefix=uuid.uuid4().hex)) as connection:
         await Job("work", deferred_until=datetime.now(UTC) + timedelta(milliseconds=20), connection=connection).enqueue()
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # longer than the delay: nothing is to happen
         stats = await connection.message_broker.queue_stats("default")
         assert (stats.ready, stats.delayed) == (0, 1)
         await connection.message_broker.delete_queue("default")

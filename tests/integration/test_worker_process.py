@@ -144,7 +144,7 @@ def test_one_signal_lets_jobs_end(start, number, actor):
 def test_a_second_signal_gives_jobs_back_at_once_with_no_attempt_counted(start):
     application = start("endless", graceful_shutdown_time=60)
     application.send(signal.SIGTERM)
-    time.sleep(0.1)
+    time.sleep(0.1)  # two signals at once are one
     application.send(signal.SIGTERM)
     assert application.end(timeout=2) == ["interrupted", "succeeded=0 rejected=1 failed=0 ready=1", "tried=0"]
 

@@ -238,7 +238,7 @@ async def test_waiting_costs_the_server_next_to_nothing(serve: Serve) -> None:
             tasks = await waiting_for(broker, *ids)
             assert client.info("clients")["connected_clients"] == others + 1
             before = client.info("stats")["total_commands_processed"]
-            await asyncio.sleep(1)
+            await asyncio.sleep(1)  # what is counted is what waiting costs in this time
             assert client.info("stats")["total_commands_processed"] - before <= 5
         async with connected(server.url) as other:
             await other.store_many([(id_, id_.encode(), 60 * SECOND) for id_ in ids])
@@ -293,7 +293,7 @@ async def test_a_flushed_database_ends_no_wait(serve: Serve) -> None:
         tasks = await waiting_for(broker, "a", "b")
         with server.client() as client:
             client.flushall()
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # nothing is to happen
             assert not any(task.done() for task in tasks)
         await broker.store_many([("a", b"1", None), ("b", b"2", None)])
         async with asyncio.timeout(SOON):
@@ -329,10 +329,10 @@ async def test_a_server_that_remembers_too_little(serve: Serve) -> None:
     async with connected(server.url) as broker:
         ids = [f"b{number}" for number in range(100)]
         tasks = [asyncio.create_task(broker.wait_for(id_, 60 * SECOND)) for id_ in ids]
-        await asyncio.sleep(3)
+        await asyncio.sleep(3)  # until all wait, and the server has forgotten most
         with server.client() as client:
             before = client.info("stats")["total_commands_processed"]
-            await asyncio.sleep(1)
+            await asyncio.sleep(1)  # what is counted is what waiting costs in this time
             assert client.info("stats")["total_commands_processed"] - before < 1000
         await broker.store_many([(id_, id_.encode(), None) for id_ in ids])
         async with asyncio.timeout(8):
@@ -356,7 +356,7 @@ async def test_who_may_not_be_told_polls(serve: Serve, caplog: pytest.LogCapture
     async with connected(f"redis://bob:pw@127.0.0.1:{server.port}", notify=True) as broker:
         with caplog.at_level(logging.WARNING):
             tasks = [asyncio.create_task(broker.wait_for(id_, 10 * SECOND)) for id_ in ("a", "b")]
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # so that they wait before the buckets come
             await broker.store_many([("a", b"1", None), ("b", b"2", None)])
             async with asyncio.timeout(3):
                 assert await asyncio.gather(*tasks) == [b"1", b"2"]
@@ -474,7 +474,7 @@ async def test_waits_survive_the_server(serve: Serve) -> None:
     async with connected(server.url) as broker:
         tasks = await waiting_for(broker, "a", "b")
         await asyncio.to_thread(server.kill)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # an outage, in which attempts to connect fail
         await asyncio.to_thread(server.restart)
         await broker.store_many([("a", b"1", None), ("b", b"2", None)])
         async with asyncio.timeout(5):
@@ -566,7 +566,7 @@ async def test_a_bucket_that_moves_to_another_node(cluster: Cluster, prefix: str
             for client in clients:
                 client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[target])
             await until(lambda: broker._watch._waits[key].line not in {None, line})  # it asks the new node by itself
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # so that it is told of by the new node
             await other.store_bucket("b", b"2", 60 * SECOND)
             async with asyncio.timeout(SOON):
                 assert await tasks[0] == b"2"

@@ -152,7 +152,7 @@ async def test_the_rights_that_are_named_are_enough(kind: type[Broker], serve: S
             await broker.ping()
             if isinstance(broker, RedisBucketBroker):
                 waiting = asyncio.create_task(broker.wait_for("c", timedelta(seconds=5)))
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.1)  # so that it waits before the bucket comes
                 await broker.store_many([("c", b"1", None), ("d", b"2", None)])
                 assert await waiting == b"1"
                 assert broker._watch.able

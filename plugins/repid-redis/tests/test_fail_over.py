@@ -82,7 +82,7 @@ class TestCluster:
                     await asyncio.sleep(0.005)
 
             producing = asyncio.create_task(produce())
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # so that the slot moves in the middle of it
             await asyncio.to_thread(_move, slot, owner, other, node_ids)
             await producing
             async with asyncio.timeout(20):

@@ -175,7 +175,7 @@ async def test_an_idle_worker_asks_less_than_once_a_second(serve: Callable[..., 
         await Job("work", "q", deferred_until=datetime.now(UTC) + timedelta(hours=1), connection=connection).enqueue()
         worker = Worker([router], connection=connection, handle_signals=())
         running = asyncio.create_task(worker.run())
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # until the worker is idle
         with server.client() as client:
             client.config_resetstat()
             used = []

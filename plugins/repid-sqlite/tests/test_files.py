@@ -158,7 +158,7 @@ async def test_the_space_of_what_is_gone_is_used_again_and_given_back(tmp_path: 
         [[now]] = sql(path, "PRAGMA page_count")
         assert now <= 1.1 * most
         while now > most / 2:  # as the lease is renewed, the file shrinks
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # between looks; the test's own limit ends it
             [[now]] = sql(path, "PRAGMA page_count")
 
 

@@ -111,9 +111,9 @@ async def test_an_outage_ends_nobodys_lease(serve: Callable[..., Server]) -> Non
         for delivery in deliveries:
             delivery.on_lost(lambda: lost.append(True))
         server.kill()
-        await asyncio.sleep(1.25 * lease.total_seconds())
+        await asyncio.sleep(1.25 * lease.total_seconds())  # the outage outlasts the lease
         await asyncio.to_thread(server.restart)
-        await asyncio.sleep(1.5 * lease.total_seconds())
+        await asyncio.sleep(1.5 * lease.total_seconds())  # time enough to end sessions, if somebody did
         assert not lost
         await asyncio.gather(*(delivery.ack() for delivery in deliveries))
         assert (await brokers[0].queue_stats("q")).in_progress == 0
@@ -229,12 +229,12 @@ class TestLostReplies:
         await consumer.start()
         receiving = asyncio.create_task(consumer.receive(5))
         if blocked:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # the fetch comes to wait on the server
         other = RedisMessageBroker(f"redis://127.0.0.1:{proxy.target[1]}/0", prefix=broker.settings.prefix)
         await other.connect()
         if not blocked:
             receiving.cancel()
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.3)  # the fetch that waits is taken back
         proxy.swallow_replies(lambda data: blocked or b"EVALSHA" in data)
         start = time.monotonic()
         await other.enqueue(envelope_of(connection, "one"))
@@ -295,7 +295,7 @@ class TestLostReplies:
         await broker.enqueue(envelope_of(connection, "one"))
         proxy.stall()
         enqueuing = asyncio.create_task(broker.enqueue(envelope_of(connection, "two")))
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(1.5)  # longer than reply_deadline: the connection is given up
         proxy.cut()
         proxy.accept()
         async with asyncio.timeout(5):
@@ -327,7 +327,7 @@ async def test_enqueue_says_where_the_server_should_be(serve: Callable[..., Serv
     broker = RedisMessageBroker(server.url, connect_timeout=timedelta(milliseconds=500))
     async with Connection(broker) as connection:
         server.kill()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # the connection is seen to be gone
         with pytest.raises(BrokerConnectionError, match=f"127.0.0.1:{server.port}"):
             await Job("work", "q", connection=connection).enqueue()
         with pytest.raises(MessageBrokerError):
