@@ -75,7 +75,9 @@ def open_file(settings: FileSettings) -> sqlite3.Connection:
     patience = settings.busy_timeout.total_seconds()
     db = sqlite3.connect(settings.path, timeout=patience, isolation_level=None, cached_statements=256)
     try:
+        db.execute("BEGIN")  # so that all that is looked at is of one moment: another process may be making it ours
         new = not _is_ours(db)  # looked at before anything is changed in it
+        db.execute("COMMIT")
         if new:
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         _use_wal(db, patience)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +20,8 @@ from repid_core.data import Envelope, Parameters, RoutingKey
 from repid_core.errors import BrokerConnectionError, BucketConnectionError, DeliveryLostError, NotConnectedError
 from repid_sqlite import SqliteBucketBroker, SqliteMessageBroker, links
 from repid_sqlite.errors import explain
-from repid_sqlite.schema import VERSION
+from repid_sqlite.schema import VERSION, open_file
+from repid_sqlite.settings import SqliteMessageBrokerSettings
 from repid_sqlite.transaction import Action, action
 
 SECOND = timedelta(seconds=1)
@@ -80,6 +83,18 @@ async def test_the_database_of_another_program_is_left_alone(tmp_path: Path) -> 
     said = path.read_bytes()
     assert "another program" in await refused(path)
     assert path.read_bytes() == said
+
+
+def test_a_new_file_that_several_open_at_once_is_everybodys(tmp_path: Path) -> None:
+    together = threading.Barrier(4)
+
+    def open_at_once(settings: SqliteMessageBrokerSettings) -> None:
+        together.wait()
+        open_file(settings).close()
+
+    with ThreadPoolExecutor(together.parties) as pool:
+        for turn in range(50):
+            list(pool.map(open_at_once, together.parties * [SqliteMessageBrokerSettings(str(tmp_path / f"{turn}.db"))]))
 
 
 async def test_a_newer_schema(tmp_path: Path) -> None:
