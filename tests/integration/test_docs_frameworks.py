@@ -215,12 +215,12 @@ def test_flask_under_gunicorn_with_preload_and_a_job_at_import(tmp_path: Path, b
         running(folder, "-m", "repid_core", "worker", "worker:router", "--app", "worker:queue", env=broker),
         ThreadPoolExecutor(8) as pool,
     ):
-        names = [str(number) for number in range(40)]
-        locations = list(pool.map(lambda name: ask(f"{url}/thumbnails", {"name": name})[2], names))
+        names, locations = [str(number) for number in range(40)], list[str | None]()
+        while len(set(re.findall(r"process (\S+) POST", log.read_text("utf-8")))) < 2:  # until both are there, and have enqueued
+            locations = list(pool.map(lambda name: ask(f"{url}/thumbnails", {"name": name})[2], names))
         made = list(pool.map(lambda location: ask_until_done(f"{url}{location}"), locations))
         assert [each["path"] for each in made] == [f"/media/{name}.thumb.jpg" for name in names]
         assert ask_until_done(f"{url}/thumbnails/at-import")["status"] == "done"
-        assert len(set(re.findall(r"process (\S+) POST", log.read_text("utf-8")))) == 2
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""Processes for the tests: a worker and a producer on one file."""
+"""Processes for the tests: a worker and a producer on one file.
+
+They print a line by one write, also where Python is told not to buffer: half a line is not found after `kill -9`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from textwrap import dedent
 
-WORKER = """
+WORKER = r"""
     import asyncio, itertools, sys, time
     from datetime import timedelta
     from repid_core import Connection, Router, Worker
@@ -20,7 +23,7 @@ WORKER = """
 
     @router.actor(name="work", queue="q")
     async def work(i: int) -> int:
-        print("begun", i, time.time(), flush=True)
+        print(f"begun {i}\n", end="", flush=True)
         if manner == "hang":
             await asyncio.sleep(3600)
         if manner == "block":
@@ -32,7 +35,7 @@ WORKER = """
             if (child := os.fork()) == 0:
                 time.sleep(600)
                 os._exit(0)
-            print("forked", child, flush=True)
+            print(f"forked {child}\n", end="", flush=True)
             await asyncio.sleep(3600)
         return 2 * i
 
@@ -47,7 +50,7 @@ WORKER = """
     asyncio.run(main())
 """
 
-PRODUCER = """
+PRODUCER = r"""
     import asyncio, sys
     from repid_core import Connection, Job
     from repid_sqlite import SqliteMessageBroker
@@ -58,7 +61,7 @@ PRODUCER = """
         async with Connection(SqliteMessageBroker(path)) as connection:
             for i in range(first, last):
                 await Job("work", "q", id_=f"job-{i}", args={"i": i}, store_result=False, connection=connection).enqueue()
-                print("enqueued", i, flush=True)
+                print(f"enqueued {i}\n", end="", flush=True)
 
     asyncio.run(main())
 """
