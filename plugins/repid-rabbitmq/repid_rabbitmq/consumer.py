@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 from pamqp import commands
 
 from repid_core.abc import Consumer, Delivery
-from repid_core.data import Capability, Death, DeathReason, MessageCategory
+from repid_core.data import Capability, Death, MessageCategory
 from repid_core.errors import AlreadySettledError, DeliveryLostError, MessageBrokerError, NotConnectedError
 from repid_rabbitmq import frames, wire
 from repid_rabbitmq.delivery import RabbitDelivery
-from repid_rabbitmq.line import UnreachableError
-from repid_rabbitmq.link import ChannelClosedError, LinkLostError
+from repid_rabbitmq.judge import Judge
+from repid_rabbitmq.line import FAULTS
+from repid_rabbitmq.link import ChannelClosedError
+from repid_rabbitmq.puller import Puller
 from repid_rabbitmq.session import Session
 
 if TYPE_CHECKING:
@@ -33,9 +35,7 @@ _CLOSING: Final = 3.0  # seconds for the last settlements
 _REMEMBERED: Final = 10_000  # messages that are done, of which the server may not know
 _QUICK_BOUNCES: Final = 12  # of 1 to 3 s each, in which a message finds its way if some workers have its actor and others don't
 _LONGEST_BOUNCE: Final = 4  # 2^4 to 3 * 2^4 s
-_AT_ONCE: Final = 16  # questions about the deaths of messages
 _LOOK: Final = 2.0  # seconds without a message, after which the server is asked whether there are some
-_FAULTS: Final = (LinkLostError, ChannelClosedError, UnreachableError, OSError)
 
 
 class RabbitConsumer(Consumer):
@@ -62,7 +62,6 @@ class RabbitConsumer(Consumer):
         names = broker.topology.names(queue)
         self._sources = [names.dead] if category is MessageCategory.DEAD else names.mains
         self._counts = category is MessageCategory.NORMAL and Capability.POISON in broker.capabilities
-        self._pulls = len(self._sources) > 1 and self.prefetch == 1
         self._session: Session | None = None
         self._since = 0.0  # when the session began
         self._lanes: list[deque[RabbitDelivery]] = [deque() for _ in self._sources]
@@ -72,18 +71,18 @@ class RabbitConsumer(Consumer):
         self._done: dict[str, None] = {}  # message ids of what is done, the oldest first
         self._settling: set[asyncio.Future[None]] = set()
         self._strange: set[str] = set()  # topics that were warned of
-        self._returning: dict[str, RabbitDelivery] = {}  # what is published again, by its new message id
-        self._unknown = ""  # why it was not known how many deaths a message has caused
         self._skipped: set[int] = set()  # tags of dead messages of other topics, which the session holds
         self._owed: set[int] = set()  # tags of what was held when the server was asked to push again, and asked for less
         self._paused = False
         self._taken = self._seen = 0  # messages, now and at the last look
         self._missing = False  # whether there were messages then that did not come
         self._round = 0
-        self._wanted, self._changed = asyncio.Event(), asyncio.Event()
-        self._judging = asyncio.Semaphore(_AT_ONCE)
+        self._changed = asyncio.Event()
+        self._judge = Judge(self, quorum=len(self._sources) > 1)
+        self._puller: Puller | None = None  # if messages are not pushed, but fetched one by one
+        if len(self._sources) > 1 and self.prefetch == 1:
+            self._puller = Puller(queue, self._sources, self._wants_one, self._take)
         self._keeper: asyncio.Task[None] | None = None
-        self._puller: asyncio.Task[None] | None = None
         self._chores: set[asyncio.Task[Any]] = set()
         self._steps: set[asyncio.Task[None]] = set()  # settlements that take more than a frame
         self._loop: asyncio.AbstractEventLoop  # set by start
@@ -115,7 +114,8 @@ class RabbitConsumer(Consumer):
                 raise NotConnectedError("the consumer is not open: start() it first, and do not receive once it is closed")
             waiter = self._loop.create_future()
             self._receivers.append(waiter)
-            self._wanted.set()
+            if self._puller is not None:
+                self._puller.look_again()
             try:
                 await waiter
             except asyncio.CancelledError:
@@ -135,17 +135,18 @@ class RabbitConsumer(Consumer):
 
     async def pause(self) -> None:
         self._paused = True
-        if self._session is not None and not self._pulls:
-            with suppress(*_FAULTS):
+        if self._session is not None and self._puller is None:
+            with suppress(*FAULTS):
                 async with asyncio.timeout(_CLOSING):
                     await self._cancel(self._session)
 
     async def resume(self) -> None:
         self._paused = False
-        self._wanted.set()
         session = self._session
-        if session is not None and not self._pulls and not session.channel.consumers:
-            with suppress(*_FAULTS):
+        if self._puller is not None:
+            self._puller.look_again()
+        elif session is not None and not session.channel.consumers:
+            with suppress(*FAULTS):
                 await self._consume_again(session)
 
     async def close(self) -> None:
@@ -153,10 +154,9 @@ class RabbitConsumer(Consumer):
         if keeper is None:
             return
         self.broker.consumers.discard(self)
-        for task in (keeper, self._puller):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task], timeout=_CLOSING)
+        keeper.cancel()
+        ending = [keeper, fetching] if (fetching := self._stop_fetching()) is not None else [keeper]
+        await asyncio.wait(ending, timeout=_CLOSING)
         await self.pause()
         if under_way := self._chores | self._steps:  # of messages that are published again, and then acknowledged
             await asyncio.wait(under_way, timeout=_CLOSING)
@@ -184,9 +184,16 @@ class RabbitConsumer(Consumer):
     def abandon(self) -> None:
         """End as if the process had died."""
         keeper, self._keeper, self._session = self._keeper, None, None
-        for task in (keeper, self._puller, *self._chores):
+        self._stop_fetching()
+        for task in (keeper, *self._chores):
             if task is not None:
                 task.cancel()
+
+    def _stop_fetching(self) -> asyncio.Task[None] | None:
+        return None if self._puller is None else self._puller.stop()
+
+    def _wants_one(self) -> bool:
+        return not self._paused and bool(self._receivers) and not any(self._lanes)
 
     # -- the channel ---------------------------------------------------------------------------------------------------
 
@@ -198,15 +205,14 @@ class RabbitConsumer(Consumer):
             channel.on_cancel = partial(self._cancelled, session)
             self._session, self._since = session, self._loop.time()
             self._skipped, self._owed = set(), set()
-            if self._pulls:
-                self._puller = self._loop.create_task(self._pull(session), name=f"repid rabbitmq fetch {self.queue}")
+            if self._puller is not None:
+                self._puller.start(session)
             elif not self._paused:
                 await self._consume(session, self.prefetch)
             channel.link.check()
         except BaseException:
             self._session = None
-            if self._puller is not None:
-                self._puller.cancel()
+            self._stop_fetching()
             channel.on_end = lambda _: None
             channel.leave()
             raise
@@ -227,7 +233,7 @@ class RabbitConsumer(Consumer):
                 self.chore(self._go_on(session, owed))
 
     async def _go_on(self, session: Session, room: int) -> None:
-        with suppress(*_FAULTS):
+        with suppress(*FAULTS):
             await self._consume(session, room)
 
     async def _consume(self, session: Session, room: int) -> None:
@@ -262,8 +268,7 @@ class RabbitConsumer(Consumer):
         if session is not self._session:
             return
         self._session = None
-        if self._puller is not None:
-            self._puller.cancel()
+        self._stop_fetching()
         if isinstance(error, ChannelClosedError):
             logger.warning(
                 "the channel for %s was closed: %s", self.queue, self.broker.explain(error), extra={"queue": self.queue}
@@ -291,7 +296,7 @@ class RabbitConsumer(Consumer):
                 try:
                     await self.broker.ensure(self.queue, consuming=True)
                     await self._open()
-                except (*_FAULTS, MessageBrokerError) as error:
+                except (*FAULTS, MessageBrokerError) as error:
                     if isinstance(error, ChannelClosedError):
                         self.broker.topology.forget(self.queue)
                         if said != error.text:
@@ -311,10 +316,10 @@ class RabbitConsumer(Consumer):
             self._missing = False
             return
         questions = [session.channel.call(commands.Queue.Declare(queue=name, passive=True)) for name in self._sources]
-        with suppress(*_FAULTS):  # a queue that is not there closes the channel, which is what is wanted
+        with suppress(*FAULTS):  # a queue that is not there closes the channel, which is what is wanted
             answers = await asyncio.gather(*questions)
             was_missing, self._missing = self._missing, any(answer.message_count for answer in answers)
-            alone = not self._pulls and not all(answer.consumer_count for answer in answers)
+            alone = self._puller is None and not all(answer.consumer_count for answer in answers)
             if session is self._session and self._seen == self._taken and (alone or (was_missing and self._missing)):
                 logger.warning(
                     "the server has messages of %s and gives out none: consuming anew", self.queue, extra={"queue": self.queue}
@@ -339,9 +344,9 @@ class RabbitConsumer(Consumer):
                 self._pass_over(delivery, topic)
                 return
         if not redelivered:
-            if self._returning:
-                self._returned(properties.message_id)
-            self._push(lane, delivery)
+            if self._judge.awaited:
+                self._judge.has_come(properties.message_id)
+            self.push(lane, delivery)
         elif properties.message_id in self._done:
             self.acknowledge(delivery)
         elif (old := self._adrift.pop(properties.message_id, None)) is not None:
@@ -349,13 +354,12 @@ class RabbitConsumer(Consumer):
             session.held[tag] = old
             self._wake_settlements()
         elif not self._counts or not properties.message_id:
-            self._push(lane, delivery)
-        elif len(self._sources) == 1 and wire.RETURNED not in properties.headers:
-            self.chore(self._send_back(lane, delivery))
+            self.push(lane, delivery)
         else:
-            self.chore(self._judge(lane, delivery))
+            self.chore(self._judge.see(lane, delivery))
 
-    def _push(self, lane: int, delivery: RabbitDelivery) -> None:
+    def push(self, lane: int, delivery: RabbitDelivery) -> None:
+        """It may run."""
         self._lanes[lane].append(delivery)
         self._pass_on()
 
@@ -366,59 +370,6 @@ class RabbitConsumer(Consumer):
                 if not waiter.done():
                     waiter.set_result(None)
                     return
-
-    async def _send_back(self, lane: int, delivery: RabbitDelivery) -> None:
-        """Have it come once more, with a note that it has come back.
-
-        Classic queues say of every message that it was given out before, once the server has read them from its disk. So that
-        alone is no suspicion, and costs no more than this. What comes back with the note, a worker did hold.
-        """
-        if self.broker.is_blocked:
-            self._push(lane, delivery)
-            return
-        message_id = self.broker.message_id()
-        self._returning[message_id] = delivery
-        try:
-            await self.broker.send_back(self.queue, delivery, message_id)
-        except MessageBrokerError:
-            if self._returning.pop(message_id, None) is not None and delivery.session.is_open:
-                self._push(lane, delivery)
-        else:
-            if (old := self._returning.pop(message_id, None)) is not None:
-                self.acknowledge(old)
-
-    def _returned(self, message_id: str) -> None:
-        """What was sent back is here before its confirmation: the old one must be gone when it runs."""
-        if (old := self._returning.pop(message_id, None)) is not None:
-            self.acknowledge(old)
-            old.session.flush()
-            old.session.channel.link.flush()
-
-    async def _judge(self, lane: int, delivery: RabbitDelivery) -> None:
-        """Has it killed too many workers?"""
-        # The first death is not noted, and with classic queues the second neither.
-        unnoted = 1 if len(self._sources) > 1 else 2
-        most, deaths, id_ = self.broker.settings.max_deliveries or 0, 0, ""
-        try:
-            id_ = delivery.envelope.key.id_
-            if delivery.properties.headers.get("x-delivery-count") != 1:  # else it comes back for the first time
-                async with self._judging:
-                    deaths = await self.broker.deaths(self.queue, id_)
-            self._unknown = ""
-        except Exception as error:  # noqa: BLE001 — in doubt it runs
-            if self._unknown != str(error):
-                self._unknown = str(error)
-                logger.warning("the deaths that messages of %s have caused are not known: %s", self.queue, error)
-        if not delivery.session.is_open:
-            return
-        delivery.suspected, delivery.counted = True, deaths > 0
-        if deaths + unnoted < most:
-            self._push(lane, delivery)
-            return
-        text = f"{deaths} workers have died while they ran it, after it had come back {'twice' if unnoted > 1 else 'once'} before"
-        logger.error("%s is poison: %s", delivery.envelope.key.topic, text, extra={"queue": self.queue, "job": id_})
-        with suppress(MessageBrokerError):  # it comes again
-            await self.bury(delivery, Death(DeathReason.POISON, self.broker.clock.now(), deaths + unnoted, text))
 
     def _pass_over(self, delivery: RabbitDelivery, topic: str) -> None:
         """A message for an actor that is not here."""
@@ -436,7 +387,7 @@ class RabbitConsumer(Consumer):
         self.chore(self._bounce(delivery))
 
     async def _look_further(self, session: Session) -> None:
-        with suppress(*_FAULTS):
+        with suppress(*FAULTS):
             await self._cancel(session)
             if session.is_open and not self._paused:
                 await self._consume_again(session)
@@ -467,8 +418,8 @@ class RabbitConsumer(Consumer):
         self._remember(delivery)
         if delivery.session.is_open:
             delivery.session.ack(delivery.tag)
-            if self._pulls:
-                self._loop.call_soon(self._wanted.set)
+            if self._puller is not None:
+                self._loop.call_soon(self._puller.look_again)
             elif self._owed:
                 self._loop.call_soon(self._pay)
 
@@ -549,7 +500,8 @@ class RabbitConsumer(Consumer):
                 await self.broker.uncount(self.queue, delivery.envelope.key.id_)
         if delivery.session.is_open:
             delivery.session.give_back(delivery.tag)
-            self._wanted.set()
+            if self._puller is not None:
+                self._puller.look_again()
             self._pay()
 
     async def count_death(self, delivery: RabbitDelivery) -> None:
@@ -569,54 +521,3 @@ class RabbitConsumer(Consumer):
         task = self._loop.create_task(step, name=f"repid rabbitmq {self.queue}")
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
-
-    # -- one by one ----------------------------------------------------------------------------------------------------
-
-    async def _pull(self, session: Session) -> None:
-        """Fetch one message when it is wanted, the most urgent first; else wait until there is one."""
-        with suppress(*_FAULTS):
-            while session is self._session:
-                self._wanted.clear()
-                if self._paused or not self._receivers or session.held or any(self._lanes):
-                    await self._wanted.wait()
-                elif not await self._fetch(session):
-                    await self._watch(session)
-
-    async def _fetch(self, session: Session) -> bool:
-        for lane, queue in enumerate(self._sources):
-            got = await session.channel.call(commands.Basic.Get(queue=queue))
-            if isinstance(got, tuple):
-                frame, header, body = got
-                self._take(session, lane, frame.delivery_tag, frame.redelivered, header, body)
-                return True
-        return False
-
-    async def _watch(self, session: Session) -> None:
-        """Wait for the first message of any priority; what comes with it goes back."""
-        channel, came = session.channel, self._loop.create_future()
-        found: list[tuple[int, int, bool, bytes, bytes]] = []
-
-        def take(lane: int, *delivered: Any) -> None:
-            found.append((lane, *delivered))
-            if not came.done():
-                came.set_result(None)
-
-        self._round += 1
-        tags = [f"{self._round}.{lane}" for lane in range(len(self._sources))]
-        for lane, tag in enumerate(tags):
-            channel.consumers[tag.encode()] = partial(take, lane)
-        await channel.call(commands.Basic.Qos(prefetch_count=1))
-        for tag, queue in zip(tags, self._sources, strict=True):
-            await channel.call(commands.Basic.Consume(queue=queue, consumer_tag=tag))
-        try:
-            await asyncio.wait([came])
-        finally:
-            for tag in tags:
-                if channel.is_open:
-                    await channel.call(commands.Basic.Cancel(consumer_tag=tag))
-            found.sort()
-            for delivered in found[1:]:
-                if channel.is_open:
-                    channel.link.send(frames.given_back(channel.number, delivered[1]))
-            if found and channel.is_open:
-                self._take(session, *found[0])

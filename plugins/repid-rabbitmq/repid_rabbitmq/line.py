@@ -9,8 +9,9 @@ import random
 import ssl
 from contextlib import suppress
 from functools import partial
+from typing import Final
 
-from repid_rabbitmq.link import Channel, Link
+from repid_rabbitmq.link import Channel, ChannelClosedError, Link, LinkLostError
 from repid_rabbitmq.settings import RabbitMessageBrokerSettings
 from repid_rabbitmq.url import Node
 
@@ -19,6 +20,10 @@ logger = logging.getLogger(__name__)
 
 class UnreachableError(Exception):
     """No server could be reached in time; the cause is why."""
+
+
+FAULTS: Final = (LinkLostError, ChannelClosedError, UnreachableError, OSError)
+"""What may be raised wherever something is asked of the server."""
 
 
 class Line:

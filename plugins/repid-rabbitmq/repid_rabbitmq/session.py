@@ -36,13 +36,17 @@ class Session:
         return self.channel.is_open
 
     def ack(self, tag: int) -> None:
-        """Acknowledge with all others of this turn of the loop."""
-        if not self._acked:
-            asyncio.get_running_loop().call_soon(self.flush)
+        """Acknowledge with all others of this turn of the loop; at once, if there are many, or no others to wait for."""
         self._acked.add(tag)
-        if len(self._acked) >= _AT_ONCE:
-            self.flush()
-            self.channel.link.flush()  # so that the server sends others while these are still worked on
+        if len(self._acked) >= min(_AT_ONCE, len(self.held)):
+            self.send()  # so that the server sends others while the loop goes on
+        elif len(self._acked) == 1:
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def send(self) -> None:
+        """Send what was acknowledged now, without waiting for the end of this turn of the loop."""
+        self.flush()
+        self.channel.link.flush()
 
     def give_back(self, tag: int) -> None:
         """Have the server put it back."""
