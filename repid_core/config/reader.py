@@ -240,11 +240,20 @@ class Reader:
             key, origin = ("backend", named.origin) if named is not None else ("url", url.origin if url is not None else "")
             self.failed(f"{path}.{key}", origin, error)
             return None
-        names = ", ".join(sorted(backend.name for backend in plugins().backends(kind))) or "none"
-        origin = next((item.origin for item in given.values()), self.source)
-        way = 'backend = "…"' if kind.base.__name__ not in ("MessageBroker", "BucketBroker") else 'backend = "…", or a url'
-        self.report(path, origin, f"no backend is chosen: give {way}; available: {names}")
+        self.unchosen(path, kind, given)
         return None
+
+    def unchosen(self, path: str, kind: Kind[Any], given: dict[str, Given]) -> None:
+        """Nothing tells the backend."""
+        names = ", ".join(sorted(backend.name for backend in plugins().backends(kind))) or "none"
+        if (url := given.get("url")) is not None:
+            path, origin = f"{path}.url", url.origin
+            said = 'it has no ://, so it tells no backend: write for example memory://, or give backend = "…"'
+        else:
+            origin = next((item.origin for item in given.values()), self.source)
+            has_urls = kind.base.__name__ in ("MessageBroker", "BucketBroker")
+            said = f"no backend is chosen: give backend = \"…\"{', or a url' if has_urls else ''}"
+        self.report(path, origin, f"{said}; available: {names}")
 
     def agreed(self, path: str, found: Backend[Any], named: Given, url: Given, scheme: str) -> Backend[Any] | None:
         if not found.url_schemes or scheme in found.url_schemes:

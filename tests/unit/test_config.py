@@ -427,6 +427,11 @@ AVAILABLE = "available: kv, memory"
         ({"message_broker": {"backend": 3}}, "message_broker.backend (the mapping): expected a text, got 3"),
         ({"message_broker": {"url": 3}}, "message_broker.url (the mapping): expected a text, got 3"),
         (
+            {"message_broker": {"url": "me:hunter2@host"}},
+            "message_broker.url (the mapping): it has no ://, so it tells no backend: write for example memory://, "
+            f'or give backend = "…"; {AVAILABLE}',
+        ),
+        (
             {"message_broker": {"backend": "memroy"}},
             f"message_broker.backend (the mapping): no message broker 'memroy': did you mean 'memory'?; {AVAILABLE}",
         ),
