@@ -252,7 +252,7 @@ class Reader:
         else:
             origin = next((item.origin for item in given.values()), self.source)
             has_urls = kind.base.__name__ in ("MessageBroker", "BucketBroker")
-            said = f"no backend is chosen: give backend = \"…\"{', or a url' if has_urls else ''}"
+            said = f'no backend is chosen: give backend = "…"{", or a url" if has_urls else ""}'
         self.report(path, origin, f"{said}; available: {names}")
 
     def agreed(self, path: str, found: Backend[Any], named: Given, url: Given, scheme: str) -> Backend[Any] | None:
