@@ -22,10 +22,10 @@ EXTRAS = "cli,cron,testing"
 CODE = ("repid_core", "tests/conformance", "tests/typing", "examples", "benchmarks", "noxfile.py")
 OWN_SUITES = tuple(f"tests/conformance/test_{name}.py" for name in ("memory", "json", "cattrs"))
 PLUGINS = sorted(path.parent for path in Path("plugins").glob("*/pyproject.toml"))
-# In CI, where servers and machine are shared, a test that fails is run once more; the summary names it as RERUN, so that somebody
-# looks.
-RERUNS = "pytest-rerunfailures"
-ONCE_MORE = ("--reruns", "1", "-rR") if os.environ.get("CI") else ()
+# In CI, where servers and machine are shared, a test that fails is run once more; the summary names it as RERUN and says how it
+# failed, so that somebody looks.
+RERUNS = "pytest-rerunfailures>=16.7"
+ONCE_MORE = ("--reruns", "1", "-rR", "--rerun-show-tracebacks") if os.environ.get("CI") else ()
 WORKERS = 4  # of pytest-xdist: conformance on real servers mostly waits, so they may be more than there are cores
 MERMAID = "12.3.0"  # draws the diagrams of the site, in the reader's browser
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
