@@ -10,7 +10,7 @@ end
 if call('ZCARD', B .. 's') > 0 then
   local last = call('HMGET', B .. 'g', 'last', 'grace')
   local grace = tonumber(last[2]) or 0
-  if last[1] and now - last[1] > lease / 2 then
+  if not last[1] or now - last[1] > lease / 2 then -- the server may have gone before the first heartbeat
     grace = now + lease
   end
   call('HSET', B .. 'g', 'last', now, 'grace', grace)
